@@ -2,19 +2,19 @@
 //!
 //! Modules stand in reading order: each names only modules above it.
 
-pub mod checkpoint;
-pub mod cli;
-pub mod config;
-pub mod data;
-pub mod engine;
 pub mod error;
-pub mod eval;
-pub mod metrics;
-pub mod model;
 pub mod philox;
-pub mod sample;
-pub mod schedule;
+pub mod config;
 pub mod tokenizer;
+pub mod data;
+pub mod model;
+pub mod engine;
+pub mod schedule;
+pub mod checkpoint;
+pub mod metrics;
+pub mod eval;
+pub mod sample;
 pub mod train;
+pub mod cli;
 
 pub use error::{Error, Result};

@@ -1,1 +1,12 @@
-//! STUB
+//! Data: from a name to batches of token ids.
+
+pub mod token_file;
+pub mod corpus;
+pub mod dataset;
+pub mod loader;
+pub mod fetch;
+pub mod prepare;
+pub mod locate;
+
+pub use dataset::{Dataset, DatasetInfo};
+pub use loader::{Batch, Loader, Split};
