@@ -1,0 +1,208 @@
+//! Datasets: our own and nanoGPT's folders, refusals, and what the fingerprint notices.
+
+use super::super::token_file::TokenWriter;
+use super::*;
+
+fn info() -> DatasetInfo {
+    DatasetInfo {
+        format_version: 1,
+        name: "letters".to_owned(),
+        tokenizer: "char".to_owned(),
+        vocab_size: 3,
+        train_tokens: 4,
+        val_tokens: 2,
+        source: "letters.txt".to_owned(),
+        source_sha256: "00".to_owned(),
+        entropy_per_token: Some(1.0986),
+    }
+}
+
+fn write_tokens(dir: &Path, name: &str, vocab_size: usize, ids: &[u32]) {
+    let mut writer = TokenWriter::create(&dir.join(name), vocab_size).unwrap();
+    writer.write(ids).unwrap();
+    writer.finish().unwrap();
+}
+
+/// A whole dataset of three characters.
+fn letters() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    write_tokens(dir, TRAIN, 3, &[0, 1, 2, 1]);
+    write_tokens(dir, VAL, 3, &[2, 0]);
+    let vocab = r#"{"format_version":1,"chars":["a","b","\n"]}"#;
+    fs::write(dir.join(VOCAB), vocab).unwrap();
+    write_info(dir, &info()).unwrap();
+    folder
+}
+
+fn refusal(dir: &Path) -> String {
+    match Dataset::open(dir).unwrap_err() {
+        Error::Data(message) => message,
+        other => panic!("expected a data error, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_prepared_folder_opens_as_it_was_described() {
+    let folder = letters();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    assert_eq!(dataset.info, info());
+    assert_eq!(dataset.dir, folder.path());
+    assert_eq!((dataset.train.len(), dataset.val.len()), (4, 2));
+    let without_entropy = DatasetInfo {
+        entropy_per_token: None,
+        ..info()
+    };
+    write_info(folder.path(), &without_entropy).unwrap();
+    assert_eq!(Dataset::open(folder.path()).unwrap().info, without_entropy);
+}
+
+#[test]
+fn a_folder_of_nanogpt_s_opens_with_gpt2() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("openwebtext");
+    fs::create_dir(&dir).unwrap();
+    write_tokens(&dir, TRAIN, 50_257, &[50_256, 0, 11]);
+    write_tokens(&dir, VAL, 50_257, &[1, 2]);
+    let dataset = Dataset::open(&dir).unwrap();
+    let expected = DatasetInfo {
+        name: "openwebtext".to_owned(),
+        tokenizer: "gpt2".to_owned(),
+        vocab_size: 50_257,
+        train_tokens: 3,
+        val_tokens: 2,
+        source: dir.display().to_string(),
+        source_sha256: String::new(),
+        entropy_per_token: None,
+        ..info()
+    };
+    assert_eq!(dataset.info, expected);
+}
+
+#[test]
+fn a_folder_without_description_takes_its_tokenizer_s_vocabulary() {
+    let folder = letters();
+    fs::remove_file(folder.path().join(INFO)).unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    assert_eq!(
+        (dataset.info.tokenizer.as_str(), dataset.info.vocab_size),
+        ("char", 3)
+    );
+    fs::write(folder.path().join(VOCAB), r#"{"chars":["a","b"]}"#).unwrap();
+    assert!(refusal(folder.path()).contains("token 2 is id 2, but the vocabulary has 2 ids"));
+    fs::write(folder.path().join(VOCAB), r#"{"chars":[]}"#).unwrap();
+    assert!(refusal(folder.path()).contains("vocab.json: expected characters, got none"));
+    fs::remove_file(folder.path().join(VOCAB)).unwrap();
+    let tokenizer = r#"{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,
+        "post_processor":null,"decoder":null,"truncation":null,"padding":null,
+        "model":{"type":"WordLevel","vocab":{"a":0,"b":1,"c":9},"unk_token":"a"}}"#;
+    fs::write(folder.path().join(TOKENIZER), tokenizer).unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    assert_eq!(
+        (dataset.info.tokenizer.as_str(), dataset.info.vocab_size),
+        ("json", 10)
+    );
+    fs::write(folder.path().join(TOKENIZER), "{}").unwrap();
+    assert!(refusal(folder.path()).contains("tokenizer.json: expected a tokenizer, got"));
+}
+
+#[test]
+fn a_pickled_vocabulary_is_refused_rather_than_taken_for_gpt2() {
+    let folder = letters();
+    fs::remove_file(folder.path().join(INFO)).unwrap();
+    fs::remove_file(folder.path().join(VOCAB)).unwrap();
+    fs::write(folder.path().join("meta.pkl"), [0x80, 4]).unwrap();
+    let message = refusal(folder.path());
+    assert!(
+        message.contains("meta.pkl") && message.contains("hint: "),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_missing_or_damaged_is_named() {
+    let folder = letters();
+    let dir = folder.path();
+    let message = refusal(&dir.join("absent"));
+    assert!(
+        message.starts_with("no dataset in ") && message.contains("hint: "),
+        "{message}"
+    );
+    for (change, expected) in [
+        (r#""format_version": 2"#, "expected format_version 1, got 2"),
+        (
+            r#""vocab_size": 0"#,
+            "expected a vocab_size of 1 to 4294967295, got 0",
+        ),
+        (
+            r#""train_tokens": 5"#,
+            "train.bin: expected 5 tokens, as dataset.json says, got 4",
+        ),
+        (
+            r#""val_tokens": 1"#,
+            "val.bin: expected 1 tokens, as dataset.json says, got 2",
+        ),
+        (r#""val_tokens": -1"#, "dataset.json: invalid value"),
+    ] {
+        write_info(dir, &info()).unwrap();
+        let text = fs::read_to_string(dir.join(INFO)).unwrap();
+        let key = change.split(' ').next().unwrap();
+        let changed: Vec<String> = text
+            .lines()
+            .map(|line| match line.trim().starts_with(key) {
+                true => format!("{change},"),
+                false => line.to_owned(),
+            })
+            .collect();
+        fs::write(dir.join(INFO), changed.join("\n")).unwrap();
+        let message = refusal(dir);
+        assert!(message.contains(expected), "{message}");
+    }
+    fs::write(dir.join(INFO), "{").unwrap();
+    assert!(refusal(dir).contains("dataset.json: expected a description of a dataset, got EOF"));
+    write_info(dir, &info()).unwrap();
+    fs::remove_file(dir.join(VAL)).unwrap();
+    assert!(refusal(dir).contains("val.bin: No such file"));
+    write_tokens(dir, VAL, 4, &[3, 0]);
+    assert!(refusal(dir).contains("val.bin: token 0 is id 3"));
+}
+
+#[test]
+fn the_fingerprint_follows_the_content() {
+    let folder = letters();
+    let dir = folder.path();
+    let fingerprint = || Dataset::open(dir).unwrap().fingerprint();
+    let first = fingerprint();
+    assert_eq!(first.len(), 64);
+    assert_eq!(fingerprint(), first);
+    let renamed = DatasetInfo {
+        name: "other".to_owned(),
+        source: "elsewhere".to_owned(),
+        ..info()
+    };
+    write_info(dir, &renamed).unwrap();
+    assert_eq!(fingerprint(), first, "name and place are not content");
+    let mut seen = vec![first];
+    let mut differs = |what: &str| {
+        let next = fingerprint();
+        assert!(!seen.contains(&next), "{what}");
+        seen.push(next);
+    };
+    write_tokens(dir, TRAIN, 3, &[0, 1, 2, 2]);
+    differs("a token of train.bin");
+    let vocab = r#"{"format_version":1,"chars":["b","a","\n"]}"#;
+    fs::write(dir.join(VOCAB), vocab).unwrap();
+    differs("the order of the characters");
+    let other_text = DatasetInfo {
+        source_sha256: "01".to_owned(),
+        ..info()
+    };
+    write_info(dir, &other_text).unwrap();
+    differs("the text");
+    let other_vocabulary = DatasetInfo {
+        vocab_size: 4,
+        ..info()
+    };
+    write_info(dir, &other_vocabulary).unwrap();
+    differs("the vocabulary");
+}
