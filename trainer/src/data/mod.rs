@@ -9,4 +9,4 @@ pub mod prepare;
 pub mod locate;
 
 pub use dataset::{Dataset, DatasetInfo};
-pub use loader::{Batch, Loader, Split};
+pub use loader::{Batch, Loader, Sampling, Split};
