@@ -21,7 +21,8 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The run is configured and about to work. Always the first event of a process.
+    /// Data, model and device are ready and training begins or goes on. Only `phase` and `warning`
+    /// events of the same process come before it.
     Started {
         /// Version of the trainer that writes this.
         version: String,

@@ -26,6 +26,9 @@ pub enum Error {
     /// The run directory is taken by another process.
     #[error("{0}")]
     Locked(String),
+    /// The last checkpoint of a run is not on disk.
+    #[error("{0}")]
+    NotSaved(String),
     /// Loss or gradients ran away.
     #[error("{0}")]
     Diverged(String),
@@ -61,7 +64,7 @@ impl Error {
             Self::Config(_) => Some(ExitCode::Config),
             Self::Data(_) => Some(ExitCode::Data),
             Self::Device(_) => Some(ExitCode::Device),
-            Self::Write { .. } | Self::Locked(_) => Some(ExitCode::CannotWrite),
+            Self::Write { .. } | Self::Locked(_) | Self::NotSaved(_) => Some(ExitCode::CannotWrite),
             Self::Diverged(_) => Some(ExitCode::Diverged),
             Self::Stopped => Some(ExitCode::Stopped),
             Self::Engine(_) => None,

@@ -4,12 +4,14 @@
 
 pub mod error;
 pub mod philox;
+pub mod machine;
 pub mod config;
 pub mod tokenizer;
 pub mod data;
 pub mod model;
 pub mod engine;
 pub mod schedule;
+pub mod signals;
 pub mod checkpoint;
 pub mod metrics;
 pub mod eval;
