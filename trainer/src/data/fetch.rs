@@ -23,6 +23,8 @@ const IDLE_ATTEMPTS_MAX: u32 = 3;
 const ATTEMPTS_MAX: u32 = 100;
 /// Before the second attempt; doubled for each one after it that brings nothing new.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Processes that fetch the same file at the same time, each into a part of its own.
+const PARTS_MAX: u32 = 64;
 const BUFFER_BYTES: usize = 1 << 16;
 
 /// Hears of the bytes at hand and of how many there will be, where that is known.
@@ -86,8 +88,7 @@ pub fn fetch(wanted: Wanted<'_>, to: &Path, progress: &mut Progress<'_>) -> Resu
         fs::remove_file(&part.path).map_err(Error::write(&part.path))?;
     }
     Err(Error::Data(format!(
-        "cannot fetch {}; tried:\n{}",
-        to.file_name().unwrap_or(to.as_os_str()).display(),
+        "cannot fetch the text; tried:\n{}",
         faults.join("\n")
     )))
 }
@@ -280,37 +281,40 @@ struct Part {
 }
 
 impl Part {
-    /// Opens `<to>.part`, or a part of this process's own if another process is at work on that.
+    /// Opens `<to>.part`, or `<to>.1.part` and so on if other processes are at work on those.
     fn open(to: &Path) -> Result<Self> {
-        let named = |suffix: &str| {
+        let named = |suffix: String| {
             let mut path = to.as_os_str().to_owned();
             path.push(suffix);
             PathBuf::from(path)
         };
-        for path in [
-            named(".part"),
-            named(&format!(".{}.part", std::process::id())),
-        ] {
-            let file = File::options()
+        let open = |path: &Path| {
+            File::options()
                 .create(true)
                 .truncate(false)
                 .read(true)
                 .write(true)
-                .open(&path)
-                .map_err(Error::write(&path))?;
+                .open(path)
+                .map_err(Error::write(path))
+        };
+        let numbered = (1..PARTS_MAX).map(|number| format!(".{number}.part"));
+        for suffix in std::iter::once(".part".to_owned()).chain(numbered) {
+            let path = named(suffix);
+            let file = open(&path)?;
             match file.try_lock() {
                 // Between opening and locking, the other process may have renamed this very file.
                 Ok(()) if is_at(&file, &path) => return Ok(Self { path, file }),
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
-                // Some network file systems know no locks: then the own part is safe.
-                Err(TryLockError::Error(_)) if path != named(".part") => {
+                // Some network file systems know no locks: the number of the process must do.
+                Err(TryLockError::Error(_)) => {
+                    let path = named(format!(".{}.part", std::process::id()));
+                    let file = open(&path)?;
                     return Ok(Self { path, file });
                 }
-                Err(TryLockError::Error(_)) => {}
             }
         }
         Err(Error::Locked(format!(
-            "{}: being fetched by another thread of this process",
+            "{}: {PARTS_MAX} processes are fetching it already",
             to.display()
         )))
     }

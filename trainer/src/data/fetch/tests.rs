@@ -324,7 +324,7 @@ fn if_all_sources_fail_each_is_named_with_its_reason() {
         .replace(&closed.to_string(), "CLOSED")
         .replace(dir.path().to_str().unwrap(), "DIR");
     expect_test::expect![[r#"
-        cannot fetch text.txt; tried:
+        cannot fetch the text; tried:
           SERVER: HTTP 404
           http://CLOSED/text.txt: io: Connection refused (os error 111)
           /nonexistent/file: No such file or directory (os error 2)
