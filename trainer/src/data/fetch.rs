@@ -146,7 +146,7 @@ fn local_path(source: &str) -> Result<Option<PathBuf>, Fault> {
             }
         }
         _ => Err(Fault::Lasting(format!(
-            "cannot fetch by {scheme}://, expected https://, http://, file:// or a path"
+            "expected https://, http://, file:// or a path, got {scheme}://"
         ))),
     }
 }

@@ -202,8 +202,8 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
         }
         None => Err(Error::Data(format!(
             "no dataset {name:?}; looked for {TRAIN} in:\n{}\n\
-             hint: the program can make {}; your own text becomes one by \
-             `trainer prepare FILE --name {name}`",
+             hint: the program can make {}\n\
+             hint: a text of your own becomes one by `trainer prepare FILE --name {name}`",
             list(
                 prepared.iter().map(|dir| format!("  {}", dir.display())),
                 "\n"

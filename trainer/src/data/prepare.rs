@@ -178,8 +178,8 @@ fn prepare_in_pieces(
     let val_tokens = encoding.write(split..scan.bytes, &workshop.dir().join(dataset::VAL))?;
     if train_tokens < PART_TOKENS_MIN || val_tokens < PART_TOKENS_MIN {
         return Err(Error::Data(format!(
-            "{}: {} characters give {train_tokens} tokens to train on and {val_tokens} to \
-             validate, expected at least {PART_TOKENS_MIN} of each\nhint: use a longer text",
+            "{}: {} characters give {train_tokens} training and {val_tokens} validation tokens, \
+             expected {PART_TOKENS_MIN} or more\nhint: use a longer text",
             preparation.source, scan.chars
         )));
     }

@@ -349,31 +349,34 @@ fn names_that_mean_nothing_and_texts_that_cannot_be_had_say_what_to_do() {
             .replace(dir.path().to_str().unwrap(), "DIR")
     };
     let unknown = locate_in(&places, "shakespear", &|_| {}).unwrap_err();
-    expect_test::expect![[r#"
+    let expected = expect_test::expect![[r#"
         no dataset "shakespear"; looked for train.bin in:
           DIR/data/shakespear
           DIR/cache/datasets/shakespear
-        hint: the program can make quickstart, shakespeare_char, shakespeare; your own text becomes one by `trainer prepare FILE --name shakespear`"#]].assert_eq(&shown(unknown));
+        hint: the program can make quickstart, shakespeare_char, shakespeare
+        hint: a text of your own becomes one by `trainer prepare FILE --name shakespear`"#]];
+    expected.assert_eq(&shown(unknown));
     let absent = prepare_named_or_path(&request("absent.txt"), &places, &|_| {}).unwrap_err();
-    expect_test::expect![[r#"
+    let expected = expect_test::expect![[r#"
         absent.txt: no such file, and no dataset of that name
-        hint: the program can make quickstart, shakespeare_char, shakespeare"#]]
-    .assert_eq(&shown(absent));
-    places.mirrors = vec!["ftp://example.org/t.txt".to_owned()];
+        hint: the program can make quickstart, shakespeare_char, shakespeare"#]];
+    expected.assert_eq(&shown(absent));
+    places.mirrors = vec!["ftp://example.org/t".to_owned()];
     let unfetched = locate_in(&places, "shakespeare_char", &|_| {}).unwrap_err();
-    expect_test::expect![[r#"
+    let expected = expect_test::expect![[r#"
         cannot fetch the text; tried:
-          ftp://example.org/t.txt: cannot fetch by ftp://, expected https://, http://, file:// or a path
+          ftp://example.org/t: expected https://, http://, file:// or a path, got ftp://
           DIR/server/input.txt: No such file or directory (os error 2)
         hint: put the file at DIR/cache/sources/tinyshakespeare.txt
         hint: or set --data_dir or ANNEAL_DATA to a folder that has it as tinyshakespeare/input.txt
-        hint: or name a mirror by --data_url (https://, http:// or file://)"#]].assert_eq(&shown(unfetched));
+        hint: or name a mirror by --data_url (https://, http:// or file://)"#]];
+    expected.assert_eq(&shown(unfetched));
     let url = prepare_named_or_path(&request("file:///absent.txt"), &places, &|_| {}).unwrap_err();
-    expect_test::expect![[r#"
+    let expected = expect_test::expect![[r#"
         cannot fetch the text; tried:
           file:///absent.txt: No such file or directory (os error 2)
-        hint: fetch it by other means and give its path"#]]
-    .assert_eq(&shown(url));
+        hint: fetch it by other means and give its path"#]];
+    expected.assert_eq(&shown(url));
 }
 
 #[test]

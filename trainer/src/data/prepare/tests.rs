@@ -63,7 +63,8 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// GPT-2's vocabulary and the token `.\n`, with a pattern that, like Llama's, takes line feeds along with punctuation.
+/// GPT-2's vocabulary and the token `.\n`, with a pattern that, like Llama's, takes line feeds
+/// along with punctuation.
 fn llama_like(dir: &Path) -> TokenizerChoice {
     let gpt2 = String::from_utf8(Tokenizer::gpt2().unwrap().to_bytes()).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&gpt2).unwrap();
@@ -248,7 +249,7 @@ fn unsuitable_texts_and_settings_are_refused_and_leave_nothing() {
     assert_eq!(empty, "a test: an empty text");
     let short = message(&preparation(Text::Inline("0123456789"), &char));
     expect_test::expect![[r#"
-        a test: 10 characters give 9 tokens to train on and 1 to validate, expected at least 2 of each
+        a test: 10 characters give 9 training and 1 validation tokens, expected 2 or more
         hint: use a longer text"#]]
     .assert_eq(&short);
     for val_fraction in [0.0, 1.0, -1.0, f64::NAN] {
