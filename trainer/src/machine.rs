@@ -16,8 +16,8 @@ pub fn threads(requested: usize) -> usize {
 ///
 /// candle takes its thread counts from the environment only. Its pool for element-wise operations
 /// spins while it waits, which costs more than it gains beside a busy neighbour, so that one gets a
-/// single thread; matrix products use all of them. Every tensor is a fresh allocation: keeping large
-/// blocks in the heap instead of returning them to the kernel saves a page fault for each 4 KiB.
+/// single thread; matrix products use all of them. Every tensor is a fresh allocation: keeping
+/// large blocks in the heap instead of returning them saves a page fault for each 4 KiB.
 ///
 /// To be called before any other thread exists.
 pub fn configure(threads: usize) {
@@ -85,6 +85,13 @@ pub fn peak_memory() -> Option<u64> {
 fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// This program as the person called it, for the commands that it proposes.
+pub fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "trainer".to_owned())
 }
 
 /// A size for people: `12.8 MiB`.

@@ -1,1 +1,39 @@
-fn main() {}
+//! The program `trainer`: parses nothing itself, ends the process with the right exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use trainer::{Error, cli};
+
+/// The exit code of a crash: a fault of ours.
+const CRASH: u8 = 1;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let arguments = std::env::args_os().skip(1).map(|word| {
+        word.into_string()
+            .map_err(|word| Error::config(format!("the argument {word:?} is not valid UTF-8")))
+    });
+    let result = arguments
+        .collect::<Result<_, _>>()
+        .and_then(|words| cli::run(words, started));
+    match result {
+        Ok(code) => code.code().into(),
+        Err(error) => {
+            for line in error.to_string().lines() {
+                let prefix = if line.starts_with("hint: ") {
+                    ""
+                } else {
+                    "error: "
+                };
+                // Nobody is left to tell if standard error is closed.
+                writeln!(io::stderr(), "{prefix}{line}").ok();
+            }
+            error
+                .exit_code()
+                .map_or(CRASH, protocol::ExitCode::code)
+                .into()
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! AdamW over plain slices, with PyTorch's order of operations, and the global gradient norm.
 //!
-//! Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019; Kingma and Ba, "Adam",
-//! ICLR 2015, algorithm 1.
+//! Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019; Kingma and Ba,
+//! "Adam", ICLR 2015, algorithm 1.
 
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The engine on candle: the model as nanoGPT writes it, with automatic differentiation, on the CPU.
+//! The engine on candle: the model as nanoGPT writes it, with automatic differentiation, on a CPU.
 //!
 //! The place to read the model and to try an idea, and the oracle that faster engines are tested
 //! against. Only operations whose gradient candle knows are used: its fused LayerNorm and softmax

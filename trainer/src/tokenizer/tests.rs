@@ -1,3 +1,5 @@
+//! Tokenizers: known counts, round trips, tiktoken's own answers, streams.
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Fetching from real HTTP servers on the loopback interface: resumed, refused, misled.
+
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};

@@ -1,3 +1,5 @@
+//! From a name to a dataset: every place it may be found in, and what is said where it is not.
+
 use std::sync::Mutex;
 
 use super::*;

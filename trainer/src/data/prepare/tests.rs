@@ -1,3 +1,5 @@
+//! Preparation by pieces against the whole text at once, known counts, and bad texts.
+
 use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};

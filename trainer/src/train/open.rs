@@ -1,0 +1,263 @@
+//! Opening a run: the directory, the data, the model, and the checkpoint it goes on from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+use std::{fs, io};
+
+use protocol::{Event, ExitCode, Phase, RunDir};
+
+use super::{Ending, Trainer, report};
+use crate::checkpoint::{
+    self, Checkpoints, DatasetIdentity, Loaded, RunLock, TrainState, atomic_write,
+};
+use crate::config::{Config, Resolved};
+use crate::data::{self, Dataset, Loader, Sampling};
+use crate::engine;
+use crate::error::{Error, Result};
+use crate::metrics::{Metrics, Scale};
+use crate::model::ModelConfig;
+use crate::signals::Signals;
+use crate::tokenizer::Tokenizer;
+
+/// Trains as the config says, from its first step or its newest checkpoint to the end or a stop.
+/// `started` is when the process began.
+///
+/// # Errors
+/// Each kind of trouble has its variant of [`Error`] and so its exit code; the last line of
+/// `events.jsonl` tells it too, once the run directory is ours.
+pub fn train(resolved: &Resolved, signals: &Signals, started: Instant) -> Result<ExitCode> {
+    let config = &resolved.config;
+    engine::check_device(&config.device)?;
+    let run = RunDir::new(&config.out_dir);
+    fs::create_dir_all(run.root()).map_err(Error::write(run.root()))?;
+    let _lock = RunLock::acquire(&run)?;
+    let resume = claim_directory(config, &run)?;
+
+    let mut metrics = Metrics::new(Some(&run), &config.progress, started)?;
+    let mut step = 0;
+    let result =
+        Trainer::open(resolved, &run, resume, signals, &mut metrics).and_then(|mut trainer| {
+            let ending = trainer.run();
+            step = trainer.state.step;
+            trainer.metrics.end();
+            let ending = ending?;
+            report::end(&mut trainer, ending)?;
+            Ok(ending)
+        });
+    let (reason, exit_code) = match &result {
+        Ok(Ending::Finished) => ("all iterations are done".to_owned(), 0),
+        Ok(Ending::Evaluated) => ("evaluated, as eval_only asks".to_owned(), 0),
+        Ok(Ending::Stopped) => ("stopped on request".to_owned(), ExitCode::Stopped.code()),
+        // A fault of ours ends like a crash.
+        Err(error) => (
+            error.to_string(),
+            error.exit_code().map_or(1, ExitCode::code),
+        ),
+    };
+    metrics.record(Event::Finished {
+        reason,
+        exit_code,
+        step,
+    });
+    result.map(Ending::exit_code)
+}
+
+/// Whether the run goes on from a checkpoint. Never writes over a run that it was not told to.
+fn claim_directory(config: &Config, run: &RunDir) -> Result<bool> {
+    let exists = !checkpoint::list(run)?.is_empty();
+    match (config.init_from.as_str(), exists) {
+        ("resume" | "auto", true) => Ok(true),
+        ("auto", false) => Ok(false),
+        ("resume", false) => Err(Error::Data(format!(
+            "init_from=resume: {} holds no checkpoint\n\
+             hint: check --out_dir; --resume=auto starts afresh where there is none",
+            run.root().display()
+        ))),
+        (_, false) => Ok(false),
+        (_, true) if config.overwrite && !config.eval_only => {
+            discard(config, run)?;
+            Ok(false)
+        }
+        (_, true) => Err(Error::config(format!(
+            "out_dir={} holds checkpoints of another run, which a new one would replace\n\
+             hint: --resume goes on with it, --out_dir=DIR starts elsewhere, \
+             --overwrite discards it",
+            run.root().display()
+        ))),
+    }
+}
+
+/// Removes what a run left, but for files that are not a trainer's.
+fn discard(config: &Config, run: &RunDir) -> Result<()> {
+    Checkpoints::open(run.clone(), config.keep_last)?.clear()?;
+    match fs::remove_file(run.events()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::write(&run.events())(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl<'a> Trainer<'a> {
+    fn open(
+        resolved: &'a Resolved,
+        run: &RunDir,
+        resume: bool,
+        signals: &'a Signals,
+        metrics: &'a mut Metrics,
+    ) -> Result<Self> {
+        let config = &resolved.config;
+        for note in &resolved.notes {
+            metrics.warning(note);
+        }
+        metrics.phase(Phase::Preparing);
+        let (dataset, tokenizer) = open_data(config, metrics)?;
+        metrics.phase(Phase::Loading);
+        let model = model_config(config, &tokenizer)?;
+        let loader = open_loader(config, &dataset)?;
+        let mut engine = engine::build(config, &model)?;
+        let mut state = fresh_state(config, model, &dataset);
+        let mut saved = None;
+        if resume {
+            let loaded = load_checkpoint(run, metrics)?;
+            checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
+            report::changed_keys(config, &loaded.state, metrics)?;
+            engine.load_state(&loaded.engine)?;
+            saved = Some((loaded.state.step, loaded.manifest.val_loss.is_some()));
+            state = TrainState {
+                seed: state.seed,
+                trainer_version: state.trainer_version,
+                config: state.config,
+                ..loaded.state
+            };
+        }
+        let checkpoints = Checkpoints::open(run.clone(), config.keep_last)?;
+        if !config.eval_only {
+            atomic_write(&run.config(), state.config.as_bytes())?;
+        }
+        let scale = Scale {
+            tokens_per_iteration: config.tokens_per_iteration(),
+            flops_per_token: state.model.flops_per_token(),
+            peak_flops: engine.peak_flops()?,
+        };
+        let trainer = Self {
+            config,
+            run: run.clone(),
+            signals,
+            metrics,
+            dataset,
+            tokenizer,
+            loader,
+            engine,
+            checkpoints,
+            state,
+            saved,
+            saved_at: Instant::now(),
+            stalls: BTreeMap::new(),
+            save_failure: None,
+            last_losses: None,
+        };
+        for line in report::start(&trainer, resolved) {
+            trainer.metrics.note(&line);
+        }
+        let event = report::started_event(&trainer, resolved);
+        trainer.metrics.record(event);
+        let step = trainer.state.step;
+        trainer.metrics.begin(step, config.max_iters, scale);
+        trainer.metrics.phase(Phase::Training);
+        signals.training_begins();
+        Ok(trainer)
+    }
+}
+
+/// Where a run stands before its first step.
+fn fresh_state(config: &Config, model: ModelConfig, dataset: &Dataset) -> TrainState {
+    TrainState {
+        step: 0,
+        best_val_loss: None,
+        seed: config.seed,
+        tokens: 0,
+        data_offset: 0,
+        rollbacks: 0,
+        loss_mean: None,
+        loss_scale: None,
+        model,
+        dataset: identity(dataset),
+        trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: config.to_toml(),
+    }
+}
+
+/// The dataset that the config names, fetched and tokenised if need be, and its tokenizer.
+pub(crate) fn open_data(
+    config: &Config,
+    metrics: &mut Metrics,
+) -> Result<(Arc<Dataset>, Tokenizer)> {
+    let bar = metrics.prepare_bar();
+    let dataset = data::locate::locate(config, &|p| bar.update(p))?;
+    drop(bar);
+    let tokenizer = match Tokenizer::load(&dataset.dir)? {
+        Some(tokenizer) => tokenizer,
+        None => Tokenizer::gpt2()?,
+    };
+    Ok((Arc::new(dataset), tokenizer))
+}
+
+/// What a checkpoint remembers of a dataset.
+pub(crate) fn identity(dataset: &Dataset) -> DatasetIdentity {
+    DatasetIdentity {
+        name: dataset.info.name.clone(),
+        tokenizer: dataset.info.tokenizer.clone(),
+        vocab_size: dataset.info.vocab_size,
+        fingerprint: dataset.fingerprint().to_owned(),
+    }
+}
+
+/// The loader for a dataset as the config samples it.
+pub(crate) fn open_loader(config: &Config, dataset: &Arc<Dataset>) -> Result<Loader> {
+    let sampling = match config.sampling.as_str() {
+        "epoch" => Sampling::Epoch,
+        _ => Sampling::Random,
+    };
+    Loader::new(
+        Arc::clone(dataset),
+        config.batch_size,
+        config.block_size,
+        config.gradient_accumulation_steps,
+        sampling,
+        config.seed,
+    )
+}
+
+/// The model's shape: the config's keys, and a vocabulary that holds the tokenizer's.
+fn model_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+    let vocab_size = match config.vocab_size {
+        0 => tokenizer.padded_vocab_size(),
+        n if n >= tokenizer.vocab_size() => n,
+        n => {
+            return Err(Error::config(format!(
+                "vocab_size={n} is smaller than the tokenizer's {}\n\
+                 hint: leave it at 0 to take the dataset's",
+                tokenizer.vocab_size()
+            )));
+        }
+    };
+    Ok(ModelConfig {
+        n_layer: config.n_layer,
+        n_head: config.n_head,
+        n_embd: config.n_embd,
+        block_size: config.block_size,
+        vocab_size,
+        bias: config.bias,
+    })
+}
+
+fn load_checkpoint(run: &RunDir, metrics: &mut Metrics) -> Result<Loaded> {
+    let mut damaged = Vec::new();
+    let loaded = checkpoint::load_newest(run, &mut |message| damaged.push(message));
+    for message in damaged {
+        metrics.warning(&message);
+    }
+    loaded?.ok_or_else(|| Error::Data(format!("{} holds no checkpoint", run.root().display())))
+}
