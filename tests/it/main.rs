@@ -1,2 +1,10 @@
-//! x
+//! The real program end to end, and the tidiness of the sources.
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+mod support;
+mod train;
+mod resume;
+mod signals;
+mod bad_input;
+mod sample;
 mod tidy;

@@ -19,7 +19,11 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_COLUMNS_MAX: usize = 100;
 
 /// Functions that may be longer: `(file, function, reason)`.
-const LONG_FUNCTIONS: [(&str, &str, &str); 0] = [];
+const LONG_FUNCTIONS: [(&str, &str, &str); 1] = [(
+    "trainer/src/config/tests/table_of_keys.rs",
+    "help_lists_every_key_within_its_width",
+    "a snapshot of the whole help",
+)];
 
 /// Files in `configs/` that the trainer does not ship under a name: `(file, reason)`.
 const UNSHIPPED_CONFIGS: [(&str, &str); 2] = [
