@@ -1,0 +1,17 @@
+//! The operations of a GPT, one room each: formula and contract, CPU code, tests.
+//!
+//! Nothing here knows of models, files or configs: slices, shapes and numbers come in. Results do
+//! not depend on the number of threads: work is cut into pieces of fixed size, and sums have a
+//! fixed order.
+
+pub mod philox;
+pub mod simd;
+pub mod embedding;
+pub mod layernorm;
+pub mod matmul;
+pub mod attention;
+pub mod gelu;
+pub mod dropout;
+pub mod cross_entropy;
+pub mod adamw;
+pub mod global_norm;
