@@ -8,7 +8,11 @@
 //! everything here is, or it is compiled for the oldest machine.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+
+/// Elements of one parallel task: enough to pay for it. Work is cut into pieces of this size, not
+/// into one for each thread, so that no result depends on the number of threads.
+pub const PIECE: usize = 1 << 14;
 
 /// Partial sums that a reduction keeps. It fixes the order of the sum, whatever the vector width.
 pub const LANES: usize = 64;

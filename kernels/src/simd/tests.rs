@@ -1,4 +1,60 @@
 use super::*;
+use crate::philox::{Philox, Stream};
+
+/// Runs `f` with 1, 2 and 3 threads and returns the result, which must be the same bits each time.
+pub(crate) fn with_any_threads(f: impl Fn() -> Vec<f32> + Sync) -> Vec<f32> {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().unwrap().install(&f)
+    };
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let expected = run(1);
+    for threads in [2, 3] {
+        assert_eq!(bits(&run(threads)), bits(&expected), "{threads} threads");
+    }
+    expected
+}
+
+/// `n` values between -1 and 1 that depend on `seed`.
+pub(crate) fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut sequence = Philox::new(seed, Stream::Init).sequence([0; 3]);
+    (0..n)
+        .map(|_| (2.0 * sequence.next_f64() - 1.0) as f32)
+        .collect()
+}
+
+/// Fails where an element is further from the expected one than `tolerance` times
+/// `1 + |expected|`.
+pub(crate) fn assert_close(actual: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len());
+    for (i, (&actual, &expected)) in actual.iter().zip(expected).enumerate() {
+        let error = (f64::from(actual) - expected).abs();
+        assert!(
+            error <= tolerance * (1.0 + expected.abs()),
+            "element {i}: expected {expected:e}, got {actual:e}"
+        );
+    }
+}
+
+/// The derivative of `f` at `x` along each coordinate, by central differences.
+pub(crate) fn gradient(x: &[f64], mut f: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let mut moved = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            moved[i] = x[i] + STEP;
+            let up = f(&moved);
+            moved[i] = x[i] - STEP;
+            let down = f(&moved);
+            moved[i] = x[i];
+            (up - down) / (2.0 * STEP)
+        })
+        .collect()
+}
+
+pub(crate) fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().copied().map(f64::from).collect()
+}
 
 /// Evenly spaced floats from `low` to `high`, with both ends.
 fn floats(low: f32, high: f32) -> impl Iterator<Item = f32> {
@@ -8,7 +64,7 @@ fn floats(low: f32, high: f32) -> impl Iterator<Item = f32> {
 }
 
 /// erfc for f64, by its continued fraction or its series: relative error below 1e-13.
-fn erfc(x: f64) -> f64 {
+pub(crate) fn erfc(x: f64) -> f64 {
     if x < 0.0 {
         return 2.0 - erfc(-x);
     }
