@@ -1,1 +1,30 @@
-//! STUB
+//! Dropout, alone and added to the residual stream; other rooms fuse it with [`Dropout::factors`].
+//!
+//! ```text
+//! factor[i]      = 1 / (1 - p) where word i mod 4 of Philox block i / 4 is >= p 2^32, else 0
+//! forward        x   *= factor                     in place
+//! backward       dx  *= factor                     the same function: nothing is saved, the
+//!                                                  factors are made again
+//! residual_add   out  = residual + branch * factor
+//! ```
+//!
+//! `i` counts the elements of the whole tensor. The counter of the block is (i / 4, place, at), so
+//! a mask depends on the seed, the place in the model and the step, never on who computes it.
+
+pub mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::philox::Philox;
+
+/// The dropout of one tensor at one micro-step.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Probability that an element is dropped, in [0, 1).
+    pub p: f64,
+    pub philox: Philox,
+    /// Which dropout of the model this is.
+    pub place: u32,
+    /// Step and micro-step, as two words of the counter.
+    pub at: [u32; 2],
+}
