@@ -120,37 +120,20 @@ fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
-/// The sum of `f` over a slice.
+/// The sum of `f` over the elements of slices of the same length.
 #[inline(always)]
-pub fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub fn sum_of<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let n = slices[0].len();
+    assert!(slices.iter().all(|slice| slice.len() == n));
     let mut lanes = [0.0; LANES];
-    let chunks = x.chunks_exact(LANES);
-    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
-        *lane = f(x);
+    let remainder = n % LANES;
+    for (i, lane) in lanes[..remainder].iter_mut().enumerate() {
+        *lane = f(slices.map(|slice| slice[i]));
     }
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(x);
-        }
-    }
-    sum_lanes(lanes)
-}
-
-/// The sum of `f` over two slices of the same length.
-#[inline(always)]
-pub fn sum_of_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    assert_eq!(x.len(), y.len());
-    let mut lanes = [0.0; LANES];
-    let (x, y) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    for (lane, (&x, &y)) in lanes
-        .iter_mut()
-        .zip(x.remainder().iter().zip(y.remainder()))
-    {
-        *lane = f(x, y);
-    }
-    for (x, y) in x.zip(y) {
-        for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-            *lane += f(x, y);
+    for start in (remainder..n).step_by(LANES) {
+        let chunks = slices.map(|slice| &slice[start..start + LANES]);
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(chunks.map(|chunk| chunk[i]));
         }
     }
     sum_lanes(lanes)

@@ -151,11 +151,11 @@ fn reductions_see_every_element_once() {
         let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
         let y: Vec<f32> = (0..n).map(|i| ((i * 13) % 7) as f32).collect();
         assert_eq!(
-            sum_of(&x, |x| 2.0 * x),
+            sum_of([&x], |[x]| 2.0 * x),
             x.iter().map(|x| 2.0 * x).sum::<f32>()
         );
         let dot: f32 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
-        assert_eq!(sum_of_pairs(&x, &y, |x, y| x * y), dot);
+        assert_eq!(sum_of([&x, &y], |[x, y]| x * y), dot);
         assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     }
     let negative: Vec<f32> = (1..=70).map(|i| -(i as f32)).collect();
