@@ -153,17 +153,22 @@ pub fn max(x: &[f32]) -> f32 {
             *lane = if x > *lane { x } else { *lane };
         }
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    fold_lanes(lanes, |a, b| if a > b { a } else { b })
 }
 
 /// Adds up lanes, halving their number each time.
 #[inline(always)]
-pub fn sum_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
+pub fn sum_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+fn fold_lanes<const N: usize>(mut lanes: [f32; N], f: impl Fn(f32, f32) -> f32) -> f32 {
     const { assert!(N.is_power_of_two()) };
     let mut n = N / 2;
     while n > 0 {
         for i in 0..n {
-            lanes[i] += lanes[i + n];
+            lanes[i] = f(lanes[i], lanes[i + n]);
         }
         n /= 2;
     }
