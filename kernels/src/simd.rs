@@ -10,6 +10,8 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::ops::Add;
+
 /// Elements of one parallel task: enough to pay for it. Work is cut into pieces of this size, not
 /// into one for each thread, so that no result depends on the number of threads.
 pub const PIECE: usize = 1 << 14;
@@ -158,12 +160,12 @@ pub fn max(x: &[f32]) -> f32 {
 
 /// Adds up lanes, halving their number each time.
 #[inline(always)]
-pub fn sum_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
+pub fn sum_lanes<T: Copy + Add<Output = T>, const N: usize>(lanes: [T; N]) -> T {
     fold_lanes(lanes, |a, b| a + b)
 }
 
 #[inline(always)]
-fn fold_lanes<const N: usize>(mut lanes: [f32; N], f: impl Fn(f32, f32) -> f32) -> f32 {
+fn fold_lanes<T: Copy, const N: usize>(mut lanes: [T; N], f: impl Fn(T, T) -> T) -> T {
     const { assert!(N.is_power_of_two()) };
     let mut n = N / 2;
     while n > 0 {
