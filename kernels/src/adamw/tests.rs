@@ -1,3 +1,5 @@
+//! AdamW against the paper's algorithm in f64, its rounding, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::{AdamW, cpu};

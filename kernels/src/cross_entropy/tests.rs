@@ -1,3 +1,5 @@
+//! Losses against f64, their gradient against differences, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::cpu;

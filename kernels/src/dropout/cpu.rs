@@ -84,22 +84,27 @@ pub(crate) fn add(
     first: usize,
     dropout: Option<&Dropout>,
 ) {
-    let mut factors = [1.0; TILE];
-    let tiles = out
-        .chunks_mut(TILE)
-        .zip(residual.chunks(TILE))
-        .zip(branch.chunks(TILE));
-    for (i, ((out, residual), branch)) in tiles.enumerate() {
+    let Some(dropout) = dropout else {
+        return sum(out, residual, branch);
+    };
+    let mut factors = [0.0; TILE];
+    let terms = residual.chunks(TILE).zip(branch.chunks(TILE));
+    for (i, (out, (residual, branch))) in out.chunks_mut(TILE).zip(terms).enumerate() {
         let factors = &mut factors[..out.len()];
-        if let Some(dropout) = dropout {
-            dropout.factors(first + i * TILE, factors);
-        }
-        multiply_add(out, residual, branch, factors);
+        dropout.factors(first + i * TILE, factors);
+        sum_of_products(out, residual, branch, factors);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
-fn multiply_add(out: &mut [f32], residual: &[f32], branch: &[f32], factors: &[f32]) {
+fn sum(out: &mut [f32], residual: &[f32], branch: &[f32]) {
+    for (out, (residual, branch)) in out.iter_mut().zip(residual.iter().zip(branch)) {
+        *out = residual + branch;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn sum_of_products(out: &mut [f32], residual: &[f32], branch: &[f32], factors: &[f32]) {
     let terms = residual.iter().zip(branch).zip(factors);
     for (out, ((residual, branch), factor)) in out.iter_mut().zip(terms) {
         *out = residual + branch * factor;

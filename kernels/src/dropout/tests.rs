@@ -1,3 +1,5 @@
+//! Dropout against its convention, an element at a time, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::{Dropout, cpu};

@@ -1,3 +1,5 @@
+//! GELU against f64, its derivative against differences, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::cpu;

@@ -1,3 +1,5 @@
+//! The sum of squares against a plain loop, clipping, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::{clip_factor, cpu};

@@ -1,3 +1,5 @@
+//! LayerNorm against f64, its gradients against differences, and the same bits for any threads.
+
 use proptest::prelude::*;
 
 use super::cpu;

@@ -1,3 +1,5 @@
+//! The functions against f64, the reductions, and what the tests of the rooms share.
+
 use super::*;
 use crate::philox::{Philox, Stream};
 
