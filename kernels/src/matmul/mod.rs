@@ -10,6 +10,10 @@
 
 pub mod cpu;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod panel;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 #[cfg(test)]
 mod tests;
