@@ -9,11 +9,23 @@ use crate::simd::PIECE;
 /// Elements whose factors are made at once, in a buffer on the stack.
 const TILE: usize = 1024;
 
-/// x *= factor. Forward and backward are the same.
+/// x *= factor.
 pub fn forward(x: &mut [f32], dropout: &Dropout) {
     x.par_chunks_mut(PIECE)
         .enumerate()
         .for_each(|(i, x)| dropout.apply(i * PIECE, x));
+}
+
+/// dx = dout * factor, where `dout` goes on along the residual stream.
+pub fn backward(dx: &mut [f32], dout: &[f32], dropout: &Dropout) {
+    assert_eq!(dx.len(), dout.len());
+    let pieces = dx.par_chunks_mut(PIECE).zip(dout.par_chunks(PIECE));
+    pieces.enumerate().for_each(|(i, (dx, dout))| {
+        dropout.factors(i * PIECE, dx);
+        for (dx, dout) in dx.iter_mut().zip(dout) {
+            *dx *= dout;
+        }
+    });
 }
 
 /// out = residual + branch * factor; without dropout, the factor is 1.

@@ -3,8 +3,7 @@
 //! ```text
 //! factor[i]      = 1 / (1 - p) where word i mod 4 of Philox block i / 4 is >= p 2^32, else 0
 //! forward        x   *= factor                     in place
-//! backward       dx  *= factor                     the same function: nothing is saved, the
-//!                                                  factors are made again
+//! backward       dx   = dout factor                nothing is saved: factors are made again
 //! residual_add   out  = residual + branch * factor
 //! ```
 //!

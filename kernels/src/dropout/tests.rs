@@ -43,12 +43,16 @@ proptest! {
     }
 
     #[test]
-    fn forward_and_residual_add_multiply_by_the_factors(n in 0usize..5000, p in 0.0f64..1.0) {
+    fn everything_multiplies_by_the_factors(n in 0usize..40_000, p in 0.0f64..1.0) {
         let (dropout, residual, branch) = (dropout(p), random(n, 1), random(n, 2));
         let dropped: Vec<f32> = (0..n).map(|i| branch[i] * factor(&dropout, i)).collect();
         let mut x = branch.clone();
         cpu::forward(&mut x, &dropout);
         prop_assert_eq!(&x, &dropped);
+
+        let mut dx = vec![f32::NAN; n];
+        cpu::backward(&mut dx, &branch, &dropout);
+        prop_assert_eq!(&dx, &dropped);
 
         let mut out = vec![f32::NAN; n];
         cpu::residual_add(&mut out, &residual, &branch, Some(&dropout));
