@@ -1,11 +1,10 @@
-//! Elementary functions and reductions that loops over `f32` slices vectorise. Every room's
-//! `cpu.rs` calls them.
+//! Elementary functions and reductions that loops over `f32` slices vectorise, for every `cpu.rs`.
 //!
-//! A loop is compiled for several instruction sets when the function around it carries
-//! `#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl",
-//! "x86_64+avx2+fma"))]` (both imply FMA; NEON is part of every aarch64 build): the first that the
-//! machine has is taken at run time. What such a loop calls must be `#[inline(always)]`, as
-//! everything here is, or it is compiled for the oldest machine.
+//! A loop is compiled for several instruction sets, one taken at run time, where its function has
+//! `#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]`. Both
+//! imply FMA; every aarch64 build has NEON. What the loop calls must be `#[inline(always)]`, as
+//! all is here, or it is compiled for the oldest machine. There, `mul_add` is a call of the C
+//! library, some forty times slower. The bits are the same with every instruction set.
 
 #[cfg(test)]
 pub(crate) mod tests;

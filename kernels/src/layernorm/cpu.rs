@@ -11,6 +11,9 @@ const EPS: f32 = 1e-5;
 /// Most pieces that the backward pass cuts the rows into. Each has partial sums of 2 C floats.
 const BACKWARD_PIECES_MAX: usize = 64;
 
+/// Columns of the partial sums that one task adds up.
+const COLUMNS: usize = 256;
+
 /// out = LN(x); saves the statistics of each row.
 pub fn forward(
     out: &mut [f32],      // (M, C)
@@ -81,14 +84,14 @@ pub fn residual_forward(
 /// dx += …, dweight += …, dbias += …
 #[expect(clippy::too_many_arguments, reason = "the tensors of the operation")]
 pub fn backward(
-    dx: &mut [f32],                // (M, C)
-    dweight: &mut [f32],           // (C)
-    mut dbias: Option<&mut [f32]>, // (C)
-    dout: &[f32],                  // (M, C)
-    x: &[f32],                     // (M, C)
-    mean: &[f32],                  // (M)
-    rstd: &[f32],                  // (M)
-    weight: &[f32],                // (C)
+    dx: &mut [f32],            // (M, C)
+    dweight: &mut [f32],       // (C)
+    dbias: Option<&mut [f32]>, // (C)
+    dout: &[f32],              // (M, C)
+    x: &[f32],                 // (M, C)
+    mean: &[f32],              // (M)
+    rstd: &[f32],              // (M)
+    weight: &[f32],            // (C)
 ) {
     let (m, c) = (mean.len(), weight.len());
     assert!(c > 0 && x.len() == m * c && dx.len() == m * c && dout.len() == m * c);
@@ -106,16 +109,20 @@ pub fn backward(
         let (dweight, dbias) = partial.split_at_mut(c);
         backward_rows(dx, dweight, dbias, dout, x, mean, rstd, weight);
     });
-    for partial in partials.chunks_exact(2 * c) {
-        let add = |sum: &mut [f32], term: &[f32]| {
-            sum.iter_mut()
-                .zip(term)
-                .for_each(|(sum, term)| *sum += term);
-        };
-        add(dweight, &partial[..c]);
-        if let Some(dbias) = dbias.as_deref_mut() {
-            add(dbias, &partial[c..]);
-        }
+    let add_partials = |sum: &mut [f32], offset: usize| {
+        let columns = sum.par_chunks_mut(COLUMNS).enumerate();
+        columns.for_each(|(i, sum)| {
+            for partial in partials.chunks_exact(2 * c) {
+                let partial = &partial[offset + i * COLUMNS..][..sum.len()];
+                sum.iter_mut()
+                    .zip(partial)
+                    .for_each(|(sum, term)| *sum += term);
+            }
+        });
+    };
+    add_partials(dweight, 0);
+    if let Some(dbias) = dbias {
+        add_partials(dbias, c);
     }
 }
 

@@ -122,8 +122,35 @@ proptest! {
 }
 
 #[test]
+fn gains_of_wide_rows_are_summed_over_all_pieces() {
+    let (m, c) = (70, 600);
+    let [x, weight, bias, dout] = inputs(m, c, 12);
+    let Forward { mean, rstd, .. } = forward(&x, &weight, Some(&bias));
+    let (mut dx, mut dweight, mut dbias) = (vec![0.0; m * c], vec![0.0; c], vec![0.0; c]);
+    let dbias_some = Some(&mut dbias[..]);
+    cpu::backward(
+        &mut dx,
+        &mut dweight,
+        dbias_some,
+        &dout,
+        &x,
+        &mean,
+        &rstd,
+        &weight,
+    );
+    let xhat = reference(&widen(&x), &vec![1.0; c], None);
+    let (mut expected_weight, mut expected_bias) = (vec![0.0; c], vec![0.0; c]);
+    for (i, (xhat, dout)) in xhat.iter().zip(widen(&dout)).enumerate() {
+        expected_weight[i % c] += xhat * dout;
+        expected_bias[i % c] += dout;
+    }
+    assert_close(&dweight, &expected_weight, TOLERANCE);
+    assert_close(&dbias, &expected_bias, TOLERANCE);
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
-    let (m, c) = (3001, 96);
+    let (m, c) = (1001, 300);
     let [x, weight, bias, dout] = inputs(m, c, 11);
     with_any_threads(|| {
         let Forward {
