@@ -4,7 +4,7 @@
 //! `#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]`. Both
 //! imply FMA; every aarch64 build has NEON. What the loop calls must be `#[inline(always)]`, as
 //! all is here, or it is compiled for the oldest machine. There, `mul_add` is a call of the C
-//! library, some forty times slower. The bits are the same with every instruction set.
+//! library, some forty times slower. Sums have the same order with every instruction set.
 
 #[cfg(test)]
 pub(crate) mod tests;
