@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod tile;
+mod product;
 mod mask;
 mod forward;
 mod backward;

@@ -1,13 +1,13 @@
 //! Backward for one chunk of keys of one head: the probabilities are computed again, tile by
 //! tile, from the saved logarithms. `cpu::backward` calls it.
 
-use multiversion::{multiversion, target::target_cfg_f};
+use multiversion::multiversion;
 
 use super::mask::Mask;
-use super::tile::{self, GROUP, PANELS, Rows, TILE, Vector, WIDTH, ZERO};
+use super::product;
+use super::tile::{self, PANELS, Rows, TILE, Vector, WIDTH, ZERO};
 use super::{CHUNK, Head, Part, panels};
 use crate::attention::Dims;
-use crate::simd::exp;
 
 const TILES: usize = CHUNK / TILE;
 
@@ -25,16 +25,11 @@ pub(super) struct Saved<'a> {
 /// Vectors of scratch that `chunk` needs.
 pub(super) fn scratch_len(dims: Dims) -> usize {
     let tile = panels(dims) * TILE; // (64, hs)
-    (5 * TILES + 3) * tile + 2 * PANELS * TILE
+    (5 * TILES + 4) * tile + 3 * PANELS * TILE
 }
 
 /// Keys `start..start + dk.len()`: rows of `dk` and `dv`, and what they give to the rows of `dq`
 /// from `start` on, which is added to them if `add`.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
 #[expect(
     clippy::too_many_arguments,
     reason = "the operation has as many operands"
@@ -50,15 +45,9 @@ pub(super) fn chunk(
     scratch: &mut [Vector],
 ) {
     let mut keys = Keys::new(head, start, dk.len(), scratch);
-    if target_cfg_f!(target_feature = "avx512f") {
-        chunk_on::<true, true>(&mut keys, head, saved, dq, add);
-    } else if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
-        chunk_on::<false, true>(&mut keys, head, saved, dq, add);
-    } else {
-        chunk_on::<false, false>(&mut keys, head, saved, dq, add);
-    }
-    write(dk, keys.dk, keys.tile, 1.0, false);
-    write(dv, keys.dv, keys.tile, 1.0, false);
+    every_pair(&mut keys, head, saved, dq, add);
+    tile::unpack(dk, keys.dk, keys.panels, 1.0, false);
+    tile::unpack(dv, keys.dv, keys.panels, 1.0, false);
 }
 
 /// The scratch of a chunk: its keys and values as the products want them, the gradients that it
@@ -85,6 +74,8 @@ struct Keys<'a> {
     dout: &'a mut [Vector],
     /// (64, hs)
     dq: &'a mut [Vector],
+    /// (64, 64): of dropout
+    factors: &'a mut [Vector],
     /// (64, 64): scores, then weights after dropout
     weights: &'a mut [Vector],
     /// (64, 64): gradients of the weights, then of the scores
@@ -92,7 +83,6 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    #[inline(always)]
     fn new(head: Head<'_>, start: usize, count: usize, scratch: &'a mut [Vector]) -> Self {
         let panels = panels(head.dims);
         let tile = panels * TILE;
@@ -103,18 +93,21 @@ impl<'a> Keys<'a> {
         let (dv, scratch) = scratch.split_at_mut(TILES * tile);
         let (q, scratch) = scratch.split_at_mut(tile);
         let (dout, scratch) = scratch.split_at_mut(tile);
+        let (spare, scratch) = scratch.split_at_mut(tile);
         let (dq, scratch) = scratch.split_at_mut(tile);
+        let (factors, scratch) = scratch.split_at_mut(PANELS * TILE);
         let (weights, dscores) = scratch.split_at_mut(PANELS * TILE);
         let end = start + count;
         for (i, key) in (start..end).step_by(TILE).enumerate() {
             let rows = head.rows(Part::Key, key);
-            rows.pack(&mut k[i * tile..][..tile], panels, 1.0);
-            rows.pack_transposed(&mut k_transposed[i * tile..][..tile], panels);
+            tile::pack(rows, &mut k[i * tile..][..tile], panels, 1.0);
+            tile::pack_transposed(rows, &mut k_transposed[i * tile..][..tile], spare, panels);
             let rows = head.rows(Part::Value, key);
-            rows.pack_transposed(&mut v_transposed[i * tile..][..tile], panels);
+            tile::pack_transposed(rows, &mut v_transposed[i * tile..][..tile], spare, panels);
         }
-        dk.fill(ZERO);
-        dv.fill(ZERO);
+        let tiles = count.div_ceil(TILE);
+        tile::clear(&mut dk[..tiles * tile]);
+        tile::clear(&mut dv[..tiles * tile]);
         Self {
             start,
             end,
@@ -128,6 +121,7 @@ impl<'a> Keys<'a> {
             q,
             dout,
             dq,
+            factors,
             weights,
             dscores,
         }
@@ -135,8 +129,7 @@ impl<'a> Keys<'a> {
 }
 
 /// Every tile of queries with every tile of the chunk's keys that it sees.
-#[inline(always)]
-fn chunk_on<const WIDE: bool, const FMA: bool>(
+fn every_pair(
     keys: &mut Keys<'_>,
     head: Head<'_>,
     saved: Saved<'_>,
@@ -144,120 +137,109 @@ fn chunk_on<const WIDE: bool, const FMA: bool>(
     add: bool,
 ) {
     let (time, channels) = (head.dims.time, head.dims.channels());
-    let mut mask = head.dropout.map(|dropout| Mask::new(head, dropout));
+    let mask = Mask::new(head);
     for (query, dq) in (keys.start..time).step_by(TILE).zip(dq.chunks_mut(TILE)) {
-        head.rows(Part::Query, query)
-            .pack(keys.q, keys.panels, head.scale());
+        tile::pack(
+            head.rows(Part::Query, query),
+            keys.q,
+            keys.panels,
+            head.scale(),
+        );
         let dout = head.rows_of(saved.dout, channels, 0, query);
-        dout.pack(keys.dout, keys.panels, 1.0);
+        tile::pack(dout, keys.dout, keys.panels, 1.0);
         let out = head.rows_of(saved.out, channels, 0, query);
         let dots = dots(dout, out);
-        keys.dq.fill(ZERO);
+        tile::clear(keys.dq);
         for key in (keys.start..keys.end.min(query + 1)).step_by(TILE) {
             let lse = &saved.lse[query..][..dq.len()];
-            pair::<WIDE, FMA>(keys, query, key, lse, &dots, mask.as_mut());
+            pair(keys, query, key, lse, &dots, mask);
         }
-        write(dq, keys.dq, keys.tile, head.scale(), add);
+        tile::unpack(dq, keys.dq, keys.panels, head.scale(), add);
     }
 }
 
 /// One tile of queries, whose `q` and `dout` are packed, with one of keys. `lse` has an element
 /// for each query that exists; `dots` are the products of `dout` and `out`.
-#[inline(always)]
-fn pair<const WIDE: bool, const FMA: bool>(
+fn pair(
     keys: &mut Keys<'_>,
     query: usize,
     key: usize,
     lse: &[f32],
-    dots: &[f32; TILE],
-    mut mask: Option<&mut Mask<'_>>,
+    dots: &[Vector; PANELS],
+    mask: Option<Mask<'_>>,
 ) {
-    let panels = keys.panels;
     let rows = lse.len();
-    let tile = (key - keys.start) / TILE * keys.tile..;
+    let tile = (key - keys.start) / TILE * keys.tile;
     let diagonal = query == key;
-    let visible = |row: usize| {
-        if diagonal {
-            (row + GROUP).div_ceil(WIDTH)
-        } else {
-            PANELS
-        }
-    };
-    let scores = |row| tile::Part {
-        panels: visible(row),
-        depth: panels,
-    };
-    let (k_transposed, v_transposed) = (
-        &keys.k_transposed[tile.clone()],
-        &keys.v_transposed[tile.clone()],
-    );
     let (weights, dscores) = (&mut *keys.weights, &mut *keys.dscores);
-    tile::multiply::<WIDE, FMA, false>(weights, keys.q, k_transposed, panels * WIDTH, rows, scores);
-    tile::multiply::<WIDE, FMA, false>(
-        dscores,
-        keys.dout,
-        v_transposed,
-        panels * WIDTH,
-        rows,
-        scores,
-    );
-    for row in 0..rows {
-        let visible = visible(row / GROUP * GROUP);
+    let tile = tile..tile + keys.tile;
+    let k_transposed = &keys.k_transposed[tile.clone()];
+    let v_transposed = &keys.v_transposed[tile.clone()];
+    product::scores(weights, keys.q, k_transposed, rows, diagonal);
+    product::scores(dscores, keys.dout, v_transposed, rows, diagonal);
+    if let Some(mask) = mask {
+        mask.fill(keys.factors, query, key, rows);
+        differentiate(weights, dscores, lse, dots, Some(keys.factors), diagonal);
+    } else {
+        differentiate(weights, dscores, lse, dots, None, diagonal);
+    }
+    product::add_weighted(keys.dq, dscores, &keys.k[tile.clone()], rows, diagonal);
+    product::add_transposed(&mut keys.dk[tile.clone()], dscores, keys.q, rows, diagonal);
+    product::add_transposed(&mut keys.dv[tile], weights, keys.dout, rows, diagonal);
+}
+
+/// Turns scores into weights after dropout, and the gradients of those into the gradients of the
+/// scores, for each row that has an element in `lse`.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+fn differentiate(
+    weights: &mut [Vector],
+    dscores: &mut [Vector],
+    lse: &[f32],
+    dots: &[Vector; PANELS],
+    factors: Option<&mut [Vector]>,
+    diagonal: bool,
+) {
+    let dots = dots.iter().flat_map(|dots| dots.0);
+    for (row, (lse, dot)) in lse.iter().zip(dots).enumerate() {
+        let visible = product::visible(row, diagonal);
         if diagonal {
-            tile::hide_after(&mut weights[(visible - 1) * TILE + row], row % WIDTH);
+            tile::hide(weights, row);
         }
-        let factors = mask
-            .as_mut()
-            .map(|mask| mask.factors(query + row, key, visible));
-        for panel in 0..visible {
-            let weights = &mut weights[panel * TILE + row].0;
-            let dscores = &mut dscores[panel * TILE + row].0;
-            for (lane, (weight, dscore)) in weights.iter_mut().zip(dscores).enumerate() {
-                let probability = exp(*weight - lse[row]);
-                let factor = factors.map_or(1.0, |factors| factors[panel * WIDTH + lane]);
-                *dscore = probability * (*dscore * factor - dots[row]);
-                *weight = probability * factor;
+        for at in (0..visible).map(|panel| panel * TILE + row) {
+            let probability = tile::exp(tile::minus(weights[at], *lse));
+            let (mut weight, mut dweight) = (probability, dscores[at]);
+            if let Some(factors) = &factors {
+                weight = tile::times(weight, factors[at]);
+                dweight = tile::times(dweight, factors[at]);
             }
+            weights[at] = weight;
+            dscores[at] = tile::times(probability, tile::minus(dweight, dot));
         }
     }
-    let k = &keys.k[tile.clone()];
-    tile::multiply::<WIDE, FMA, true>(keys.dq, dscores, k, TILE, rows, |row| tile::Part {
-        panels,
-        depth: visible(row),
-    });
-    let first = |row: usize| if diagonal { row } else { 0 };
-    let (dk, dv) = (&mut keys.dk[tile.clone()], &mut keys.dv[tile]);
-    tile::multiply_transposed::<WIDE, FMA>(dk, dscores, keys.q, panels, rows, first);
-    tile::multiply_transposed::<WIDE, FMA>(dv, weights, keys.dout, panels, rows, first);
 }
 
 /// The product of each row of `a` with the same row of `b`.
-#[inline(always)]
-fn dots(a: Rows<'_>, b: Rows<'_>) -> [f32; TILE] {
-    let mut dots = [0.0; TILE];
-    for (row, dot) in dots.iter_mut().enumerate().take(a.count) {
-        let mut products = ZERO;
-        for panel in 0..a.head_size.div_ceil(WIDTH) {
-            let (a, b) = (a.vector(row, panel), b.vector(row, panel));
-            for (product, (a, b)) in products.0.iter_mut().zip(a.0.iter().zip(b.0)) {
-                *product += a * b;
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+fn dots(a: Rows, b: Rows) -> [Vector; PANELS] {
+    let mut dots = [ZERO; PANELS];
+    for (group, dots) in dots.iter_mut().enumerate() {
+        let mut products = [ZERO; WIDTH];
+        let first = group * WIDTH;
+        for (row, sum) in (first..a.count).zip(&mut products) {
+            for panel in 0..a.head_size.div_ceil(WIDTH) {
+                let product = tile::times(a.vector(row, panel), b.vector(row, panel));
+                *sum = tile::add(*sum, product);
             }
         }
-        *dot = tile::sum(&products);
+        *dots = tile::sums(products);
     }
     dots
-}
-
-/// Rows = tiles (64, hs) times `factor`, or += if `add`.
-#[inline(always)]
-fn write(rows: &mut [&mut [f32]], tiles: &[Vector], tile: usize, factor: f32, add: bool) {
-    for (row, to) in rows.iter_mut().enumerate() {
-        let from = &tiles[row / TILE * tile + row % TILE..];
-        for (from, to) in from.iter().step_by(TILE).zip(to.chunks_mut(WIDTH)) {
-            for (from, to) in from.0.iter().zip(to) {
-                let before = if add { *to } else { 0.0 };
-                *to = before + from * factor;
-            }
-        }
-    }
 }

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::tile::{self, Vector, WIDTH, ZERO};
 use super::with_scratch;
-use crate::simd::exp;
 
 /// Below so many cached elements, one thread is faster than several.
 const ELEMENTS_PARALLEL: usize = 1 << 16;
@@ -145,28 +144,21 @@ fn head_on<const FMA: bool>(
     let scale = (1.0 / (head_size as f64).sqrt()) as f32;
     let mut largest = Vector([f32::NEG_INFINITY; WIDTH]);
     for (score, panel) in scores.iter_mut().zip(keys.chunks_exact(WIDTH * head_size)) {
-        *score = scores_of_panel::<FMA>(q, panel);
-        for score in &mut score.0 {
-            *score *= scale;
-        }
+        *score = tile::scaled(scores_of_panel::<FMA>(q, panel), scale);
     }
     if let Some(last) = scores.last_mut() {
-        tile::hide_after(last, (count - 1) % WIDTH);
+        *last = tile::hide_after(*last, (count - 1) % WIDTH);
     }
     for score in &*scores {
-        for (largest, score) in largest.0.iter_mut().zip(score.0) {
-            *largest = if score > *largest { score } else { *largest };
-        }
+        largest = tile::larger(*score, largest);
     }
-    let largest = tile::largest(&largest);
+    let largest = tile::largest(largest);
     let mut total = ZERO;
     for score in &mut *scores {
-        for (score, total) in score.0.iter_mut().zip(&mut total.0) {
-            *score = exp(*score - largest);
-            *total += *score;
-        }
+        *score = tile::exp(tile::minus(*score, largest));
+        total = tile::add(total, *score);
     }
-    let factor = 1.0 / tile::sum(&total);
+    let factor = 1.0 / tile::sum(total);
     let weights = scores.iter().flat_map(|scores| &scores.0).take(count);
     let row = head_size.next_multiple_of(WIDTH);
     let mut panel = 0;
@@ -192,16 +184,14 @@ fn scores_of_panel<const FMA: bool>(q: &[f32], panel: &[f32]) -> Vector {
     let (q, q_rest) = q.as_chunks::<4>();
     let (columns, columns_rest) = columns.split_at(4 * q.len());
     for (q, columns) in q.iter().zip(columns.as_chunks::<4>().0) {
-        unroll!(I < 4, {
+        unroll!(@ I 4, {
             sums[I] = tile::multiply_add::<FMA>(q[I], &Vector(columns[I]), sums[I]);
-        });
+        }, 0 1 2 3);
     }
     for (q, column) in q_rest.iter().zip(columns_rest) {
         sums[0] = tile::multiply_add::<FMA>(*q, &Vector(*column), sums[0]);
     }
-    Vector(std::array::from_fn(|lane| {
-        (sums[0].0[lane] + sums[1].0[lane]) + (sums[2].0[lane] + sums[3].0[lane])
-    }))
+    tile::add(tile::add(sums[0], sums[1]), tile::add(sums[2], sums[3]))
 }
 
 /// The first `PANELS` panels of `out` = `factor` times the sum of weight times value.

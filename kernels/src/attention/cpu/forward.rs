@@ -1,13 +1,13 @@
 //! Forward for one chunk of queries of one head: the softmax is computed online, tile of keys
 //! after tile of keys. `cpu::forward` calls it.
 
-use multiversion::{multiversion, target::target_cfg_f};
+use multiversion::multiversion;
 
 use super::mask::Mask;
+use super::product;
 use super::tile::{self, GROUP, PANELS, TILE, Vector, WIDTH, ZERO};
 use super::{CHUNK, Head, Part, panels};
 use crate::attention::Dims;
-use crate::simd::exp;
 
 const TILES: usize = CHUNK / TILE;
 
@@ -15,33 +15,11 @@ const TILES: usize = CHUNK / TILE;
 pub(super) fn scratch_len(dims: Dims) -> usize {
     let tile = panels(dims) * TILE; // (64, hs)
     let chunk = TILES * tile;
-    2 * chunk + 2 * tile + PANELS * TILE + CHUNK
+    2 * chunk + 3 * tile + 2 * PANELS * TILE + CHUNK
 }
 
 /// Queries `start..start + out.len()`: rows of `out`, elements of `lse`.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
 pub(super) fn chunk(
-    head: Head,
-    start: usize,
-    out: &mut [&mut [f32]],
-    lse: &mut [f32],
-    scratch: &mut [Vector],
-) {
-    if target_cfg_f!(target_feature = "avx512f") {
-        chunk_on::<true, true>(head, start, out, lse, scratch);
-    } else if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
-        chunk_on::<false, true>(head, start, out, lse, scratch);
-    } else {
-        chunk_on::<false, false>(head, start, out, lse, scratch);
-    }
-}
-
-#[inline(always)]
-fn chunk_on<const WIDE: bool, const FMA: bool>(
     head: Head<'_>,
     start: usize,
     out: &mut [&mut [f32]],
@@ -54,115 +32,125 @@ fn chunk_on<const WIDE: bool, const FMA: bool>(
     let (sums, scratch) = scratch.split_at_mut(TILES * tile); // (4, 64, hs)
     let (keys, scratch) = scratch.split_at_mut(tile); // (hs, 64)
     let (values, scratch) = scratch.split_at_mut(tile); // (64, hs)
+    let (spare, scratch) = scratch.split_at_mut(tile);
+    let (factors, scratch) = scratch.split_at_mut(PANELS * TILE); // (64, 64)
     let (weights, totals) = scratch.split_at_mut(PANELS * TILE); // (64, 64), (256)
-    let mut maxima = [f32::NEG_INFINITY; CHUNK];
-    let mut mask = head.dropout.map(|dropout| Mask::new(head, dropout));
+    let mut maxima = [Vector([f32::NEG_INFINITY; WIDTH]); CHUNK / WIDTH];
+    let mask = Mask::new(head);
 
     let end = start + out.len();
     for (queries, first) in queries
         .chunks_exact_mut(tile)
         .zip((start..end).step_by(TILE))
     {
-        head.rows(Part::Query, first)
-            .pack(queries, panels, head.scale());
+        tile::pack(head.rows(Part::Query, first), queries, panels, head.scale());
     }
-    sums.fill(ZERO);
-    totals.fill(ZERO);
+    let tiles = out.len().div_ceil(TILE);
+    tile::clear(&mut sums[..tiles * tile]);
+    tile::clear(&mut totals[..tiles * TILE]);
     for key in (0..end).step_by(TILE) {
-        head.rows(Part::Key, key).pack_transposed(keys, panels);
-        head.rows(Part::Value, key).pack(values, panels, 1.0);
+        tile::pack_transposed(head.rows(Part::Key, key), keys, spare, panels);
+        tile::pack(head.rows(Part::Value, key), values, panels, 1.0);
         for query in (start.max(key)..end).step_by(TILE) {
             let at = query - start;
             let rows = (end - query).min(TILE);
             let queries = &queries[at / TILE * tile..][..tile];
             let sums = &mut sums[at / TILE * tile..][..tile];
-            let visible = |row: usize| {
-                if query == key {
-                    (row + GROUP).div_ceil(WIDTH)
-                } else {
-                    PANELS
-                }
-            };
-            tile::multiply::<WIDE, FMA, false>(
+            let diagonal = query == key;
+            product::scores(weights, queries, keys, rows, diagonal);
+            soften(
                 weights,
-                queries,
-                keys,
-                panels * WIDTH,
+                sums,
+                &mut maxima[at / WIDTH..][..PANELS],
+                &mut totals[at..at + rows],
                 rows,
-                |row| tile::Part {
-                    panels: visible(row),
-                    depth: panels,
-                },
+                diagonal,
             );
-            for row in 0..rows {
-                let visible = visible(row / GROUP * GROUP);
-                if query == key {
-                    tile::hide_after(&mut weights[(visible - 1) * TILE + row], row % WIDTH);
-                }
-                let shrink = soften(
-                    &mut weights[row..],
-                    visible,
-                    &mut maxima[at + row],
-                    &mut totals[at + row],
-                );
-                for panel in 0..panels {
-                    for sum in &mut sums[panel * TILE + row].0 {
-                        *sum *= shrink;
-                    }
-                }
-                if let Some(mask) = &mut mask {
-                    let factors = mask.factors(query + row, key, visible);
-                    for (panel, factors) in factors.chunks_exact(WIDTH).enumerate() {
-                        let weights = &mut weights[panel * TILE + row].0;
-                        for (weight, factor) in weights.iter_mut().zip(factors) {
-                            *weight *= factor;
-                        }
-                    }
-                }
+            if let Some(mask) = mask {
+                mask.apply(weights, factors, query, key, rows);
             }
-            tile::multiply::<WIDE, FMA, true>(sums, weights, values, TILE, rows, |row| {
-                tile::Part {
-                    panels,
-                    depth: visible(row),
-                }
-            });
+            product::add_weighted(sums, weights, values, rows, diagonal);
         }
     }
-    for (row, (out, lse)) in out.iter_mut().zip(lse).enumerate() {
-        let total = tile::sum(&totals[row]);
-        *lse = maxima[row] + total.ln();
-        let sums = &sums[row / TILE * tile + row % TILE..];
-        let factor = 1.0 / total;
-        for (sums, out) in sums.iter().step_by(TILE).zip(out.chunks_mut(WIDTH)) {
-            for (sum, out) in sums.0.iter().zip(out) {
-                *out = sum * factor;
-            }
-        }
-    }
+    finish(out, lse, sums, &maxima, totals, panels);
 }
 
-/// Turns the scores of a row into exponentials relative to the row's maximum, and adds them to
-/// its total. Returns by what the row's earlier sums have to be multiplied.
-#[inline(always)]
-fn soften(scores: &mut [Vector], panels: usize, maximum: &mut f32, total: &mut Vector) -> f32 {
-    let mut largest = scores[0];
-    for panel in 1..panels {
-        for (largest, score) in largest.0.iter_mut().zip(scores[panel * TILE].0) {
-            *largest = if score > *largest { score } else { *largest };
+/// `out` = sums relative to their totals; `lse` = logarithms of the totals.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+fn finish(
+    out: &mut [&mut [f32]],
+    lse: &mut [f32],
+    sums: &mut [Vector],
+    maxima: &[Vector],
+    totals: &[Vector],
+    panels: usize,
+) {
+    for (tile, lse) in lse.chunks_mut(TILE).enumerate() {
+        let sums = &mut sums[tile * panels * TILE..][..panels * TILE];
+        for (row, lse) in lse.iter_mut().enumerate() {
+            let at = tile * TILE + row;
+            let total = tile::sum(totals[at]);
+            *lse = maxima[at / WIDTH].0[at % WIDTH] + total.ln();
+            for panel in 0..panels {
+                let sum = &mut sums[panel * TILE + row];
+                *sum = tile::scaled(*sum, 1.0 / total);
+            }
         }
     }
-    let largest = tile::largest(&largest).max(*maximum);
-    let shrink = exp(*maximum - largest);
-    *maximum = largest;
-    for total in &mut total.0 {
-        *total *= shrink;
-    }
-    for panel in 0..panels {
-        let scores = &mut scores[panel * TILE].0;
-        for (score, total) in scores.iter_mut().zip(&mut total.0) {
-            *score = exp(*score - largest);
-            *total += *score;
+    tile::unpack(out, sums, panels, 1.0, false);
+}
+
+/// Turns the scores of the first `rows` rows into exponentials relative to the row's maximum so
+/// far, and adds them to its total. Sums made relative to an earlier maximum are corrected.
+///
+/// `maxima` and `totals` have an element for each row of the tile.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+fn soften(
+    scores: &mut [Vector],
+    sums: &mut [Vector],
+    maxima: &mut [Vector],
+    totals: &mut [Vector],
+    rows: usize,
+    diagonal: bool,
+) {
+    let panels = sums.len() / TILE;
+    for (group, maxima) in maxima.iter_mut().enumerate().take(rows.div_ceil(WIDTH)) {
+        let first = group * WIDTH;
+        let visible = product::visible(first + GROUP, diagonal);
+        let mut largest = [ZERO; WIDTH];
+        for (row, largest) in (first..).zip(&mut largest) {
+            if diagonal {
+                tile::hide(scores, row);
+            }
+            let mut maximum = scores[row];
+            for panel in 1..visible {
+                maximum = tile::larger(scores[panel * TILE + row], maximum);
+            }
+            *largest = maximum;
+        }
+        let before = *maxima;
+        *maxima = tile::larger(tile::maxima(largest), before);
+        let shrink = tile::exp(tile::subtract(before, *maxima));
+        let end = rows.min(first + WIDTH);
+        for ((row, maximum), shrink) in (first..end).zip(maxima.0).zip(shrink.0) {
+            let mut total = tile::scaled(totals[row], shrink);
+            for at in (0..visible).map(|panel| panel * TILE + row) {
+                scores[at] = tile::exp(tile::minus(scores[at], maximum));
+                total = tile::add(total, scores[at]);
+            }
+            totals[row] = total;
+            for panel in 0..panels {
+                let at = panel * TILE + row;
+                sums[at] = tile::scaled(sums[at], shrink);
+            }
         }
     }
-    shrink
 }

@@ -1,10 +1,13 @@
-//! Tiles of 64 queries by 64 keys and the matrix products on them, for `forward` and `backward`.
+//! Tiles of 64 queries by 64 keys: how they lie in memory, how rows get there, and the arithmetic
+//! of vectors, for `forward`, `backward` and `decode`.
 //!
 //! A matrix of R rows is a row of panels 16 columns wide: element `(r, n)` is lane `n % 16` of
 //! vector `n / 16 * R + r`. So every operand is read in order, rows and columns can both be the
 //! summed dimension, and a panel's vector is one register of AVX-512, two of AVX2, four of NEON.
-//!
-//! `WIDE` says that there are 32 registers of 512 bits, `FMA` that `mul_add` is one instruction.
+
+use multiversion::multiversion;
+
+use crate::simd;
 
 /// Queries and keys in a tile.
 pub(super) const TILE: usize = 64;
@@ -36,194 +39,6 @@ macro_rules! unroll {
     };
 }
 
-/// How much of a product a group of rows needs.
-#[derive(Clone, Copy)]
-pub(super) struct Part {
-    /// Panels of the result.
-    pub(super) panels: usize,
-    /// Panels of the left operand, the sum's length in units of 16.
-    pub(super) depth: usize,
-}
-
-/// c = a b, or c += a b where `ADD`, for the first `rows` rows of `c`, in whole groups of 8.
-///
-/// `c` `(64, 16 * panels)`, `a` `(64, 16 * depth)`, `b` `(b_rows, 16 * panels)`; `part` may shorten
-/// both for the group that starts at a row.
-#[inline(always)]
-pub(super) fn multiply<const WIDE: bool, const FMA: bool, const ADD: bool>(
-    c: &mut [Vector],
-    a: &[Vector],
-    b: &[Vector],
-    b_rows: usize,
-    rows: usize,
-    part: impl Fn(usize) -> Part,
-) {
-    for row in (0..rows).step_by(GROUP) {
-        let Part { panels, depth } = part(row);
-        let mut panel = 0;
-        while panel < panels {
-            let b = &b[panel * b_rows..];
-            let c = &mut c[panel * TILE..];
-            if WIDE && panels - panel >= 4 {
-                product::<FMA, ADD, 4, 4>(c, a, b, b_rows, row, depth);
-                product::<FMA, ADD, 4, 4>(c, a, b, b_rows, row + 4, depth);
-                panel += 4;
-            } else if WIDE && panels - panel >= 2 {
-                product::<FMA, ADD, 8, 2>(c, a, b, b_rows, row, depth);
-                panel += 2;
-            } else if WIDE {
-                product::<FMA, ADD, 8, 1>(c, a, b, b_rows, row, depth);
-                panel += 1;
-            } else {
-                product::<FMA, ADD, 4, 1>(c, a, b, b_rows, row, depth);
-                product::<FMA, ADD, 4, 1>(c, a, b, b_rows, row + 4, depth);
-                panel += 1;
-            }
-        }
-    }
-}
-
-/// c += aᵀ b, where row `r` of `c` sums over the queries `first(r)..queries` only; `first` is asked
-/// for the first row of each group of 8.
-///
-/// `c` `(64, 16 * panels)`, `a` `(64 queries, 64)`, `b` `(64 queries, 16 * panels)`.
-#[inline(always)]
-pub(super) fn multiply_transposed<const WIDE: bool, const FMA: bool>(
-    c: &mut [Vector],
-    a: &[Vector],
-    b: &[Vector],
-    panels: usize,
-    queries: usize,
-    first: impl Fn(usize) -> usize,
-) {
-    for row in (0..TILE).step_by(GROUP) {
-        let first = first(row);
-        if first >= queries {
-            continue;
-        }
-        let (left, lane) = (row / WIDTH * TILE, row % WIDTH);
-        let a = &a[left + first..left + queries];
-        let mut panel = 0;
-        while panel < panels {
-            let b = &b[panel * TILE + first..];
-            let c = &mut c[panel * TILE + row..];
-            if WIDE && panels - panel >= 4 {
-                product_transposed::<FMA, 4, 4>(c, a, b, lane);
-                product_transposed::<FMA, 4, 4>(&mut c[4..], a, b, lane + 4);
-                panel += 4;
-            } else if WIDE && panels - panel >= 2 {
-                product_transposed::<FMA, 8, 2>(c, a, b, lane);
-                panel += 2;
-            } else if WIDE {
-                product_transposed::<FMA, 8, 1>(c, a, b, lane);
-                panel += 1;
-            } else {
-                product_transposed::<FMA, 4, 1>(c, a, b, lane);
-                product_transposed::<FMA, 4, 1>(&mut c[4..], a, b, lane + 4);
-                panel += 1;
-            }
-        }
-    }
-}
-
-/// `ROWS` rows from `row` on and `COLUMNS` panels of `multiply`, summed in registers.
-#[inline(always)]
-fn product<const FMA: bool, const ADD: bool, const ROWS: usize, const COLUMNS: usize>(
-    c: &mut [Vector],
-    a: &[Vector],
-    b: &[Vector],
-    b_rows: usize,
-    row: usize,
-    depth: usize,
-) {
-    let mut sum = [[ZERO; COLUMNS]; ROWS];
-    if ADD {
-        unroll!(J < COLUMNS, {
-            let c: &[Vector; ROWS] = window(&c[J * TILE + row..]);
-            unroll!(I < ROWS, {
-                sum[I][J] = c[I];
-            });
-        });
-    }
-    for step in 0..depth {
-        let a: &[Vector; ROWS] = window(&a[step * TILE + row..]);
-        let b: [&[Vector; WIDTH]; COLUMNS] =
-            std::array::from_fn(|j| window(&b[j * b_rows + step * WIDTH..]));
-        for k in 0..WIDTH {
-            unroll!(I < ROWS, {
-                unroll!(J < COLUMNS, {
-                    sum[I][J] = multiply_add::<FMA>(a[I].0[k], &b[J][k], sum[I][J]);
-                });
-            });
-        }
-    }
-    unroll!(J < COLUMNS, {
-        let c: &mut [Vector; ROWS] = window_mut(&mut c[J * TILE + row..]);
-        unroll!(I < ROWS, {
-            c[I] = sum[I][J];
-        });
-    });
-}
-
-/// `ROWS` rows and `COLUMNS` panels of `multiply_transposed`, summed in registers.
-#[inline(always)]
-fn product_transposed<const FMA: bool, const ROWS: usize, const COLUMNS: usize>(
-    c: &mut [Vector],
-    a: &[Vector],
-    b: &[Vector],
-    lane: usize,
-) {
-    let b: [&[Vector]; COLUMNS] = std::array::from_fn(|j| &b[j * TILE..][..a.len()]);
-    let mut sum = [[ZERO; COLUMNS]; ROWS];
-    unroll!(J < COLUMNS, {
-        let c: &[Vector; ROWS] = window(&c[J * TILE..]);
-        unroll!(I < ROWS, {
-            sum[I][J] = c[I];
-        });
-    });
-    for query in 0..a.len() {
-        let a: &[f32; ROWS] = a[query].0[lane..]
-            .first_chunk()
-            .expect("lane + ROWS is at most a panel's width");
-        unroll!(I < ROWS, {
-            unroll!(J < COLUMNS, {
-                sum[I][J] = multiply_add::<FMA>(a[I], &b[J][query], sum[I][J]);
-            });
-        });
-    }
-    unroll!(J < COLUMNS, {
-        let c: &mut [Vector; ROWS] = window_mut(&mut c[J * TILE..]);
-        unroll!(I < ROWS, {
-            c[I] = sum[I][J];
-        });
-    });
-}
-
-#[inline(always)]
-fn window<const N: usize>(x: &[Vector]) -> &[Vector; N] {
-    x.first_chunk()
-        .expect("an operand has as many rows as its shape says")
-}
-
-#[inline(always)]
-fn window_mut<const N: usize>(x: &mut [Vector]) -> &mut [Vector; N] {
-    x.first_chunk_mut()
-        .expect("a result has as many rows as its shape says")
-}
-
-/// x b + c
-#[inline(always)]
-pub(super) fn multiply_add<const FMA: bool>(x: f32, b: &Vector, mut c: Vector) -> Vector {
-    for lane in 0..WIDTH {
-        c.0[lane] = if FMA {
-            x.mul_add(b.0[lane], c.0[lane])
-        } else {
-            x * b.0[lane] + c.0[lane]
-        };
-    }
-    c
-}
-
 /// Rows of one head in a packed tensor.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
@@ -243,86 +58,291 @@ impl Rows<'_> {
         if row >= self.count {
             return ZERO;
         }
-        let from = &self.from[row * self.stride..][..self.head_size];
-        let from = &from[panel * WIDTH..];
-        if let Some(lanes) = from.first_chunk() {
-            return Vector(*lanes);
-        }
-        let mut lanes = ZERO;
-        lanes.0[..from.len()].copy_from_slice(from);
+        let lanes = &self.from[row * self.stride..][..self.head_size][panel * WIDTH..];
         lanes
+            .first_chunk()
+            .map_or_else(|| partial(lanes), |lanes| Vector(*lanes))
     }
+}
 
-    /// Copies into the panels `(64, 16 * panels)`, times `scale`.
-    #[inline(always)]
-    pub(super) fn pack(&self, to: &mut [Vector], panels: usize, scale: f32) {
-        for panel in 0..panels {
-            let to: &mut [Vector; TILE] = window_mut(&mut to[panel * TILE..]);
-            for (row, to) in to.iter_mut().enumerate() {
-                let mut vector = self.vector(row, panel);
-                for lane in &mut vector.0 {
-                    *lane *= scale;
-                }
-                *to = vector;
-            }
+/// A vector of which only the first lanes exist. Not inlined: else this and a whole vector become
+/// one copy of variable length, a call.
+#[cold]
+#[inline(never)]
+fn partial(lanes: &[f32]) -> Vector {
+    let mut vector = ZERO;
+    vector.0[..lanes.len()].copy_from_slice(lanes);
+    vector
+}
+
+/// Zeros, by one `memset`, which `fill` of a slice of vectors does not become.
+pub(super) fn clear(x: &mut [Vector]) {
+    for x in x {
+        x.0 = [0.0; WIDTH];
+    }
+}
+
+/// Copies rows into the panels `(64, 16 * panels)`, times `scale`.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+pub(super) fn pack(rows: Rows, to: &mut [Vector], panels: usize, scale: f32) {
+    for row in 0..rows.count {
+        let from = &rows.from[row * rows.stride..][..rows.head_size];
+        let (whole, rest) = from.as_chunks();
+        for (panel, lanes) in whole.iter().enumerate() {
+            to[panel * TILE + row] = scaled(Vector(*lanes), scale);
+        }
+        if !rest.is_empty() {
+            to[whole.len() * TILE + row] = scaled(partial(rest), scale);
         }
     }
+    for panel in 0..panels {
+        clear(&mut to[panel * TILE + rows.count..(panel + 1) * TILE]);
+    }
+}
 
-    /// Copies the transpose into the panels `(16 * panels, 64)`.
-    #[inline(always)]
-    pub(super) fn pack_transposed(&self, to: &mut [Vector], panels: usize) {
-        for group in 0..PANELS {
-            for panel in 0..panels {
-                let square = std::array::from_fn(|i| self.vector(group * WIDTH + i, panel));
-                let to = &mut to[(group * panels + panel) * WIDTH..];
-                *window_mut(to) = transpose(square);
+/// `to` = rows of the tiles `from` `(64, hs)` times `scale`, or += if `accumulate`.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+pub(super) fn unpack(
+    to: &mut [&mut [f32]],
+    from: &[Vector],
+    panels: usize,
+    scale: f32,
+    accumulate: bool,
+) {
+    for (row, to) in to.iter_mut().enumerate() {
+        let from = &from[row / TILE * panels * TILE + row % TILE..];
+        let (whole, rest) = to.as_chunks_mut();
+        for (panel, to) in whole.iter_mut().enumerate() {
+            let from = scaled(from[panel * TILE], scale);
+            *to = if accumulate {
+                add(from, Vector(*to)).0
+            } else {
+                from.0
+            };
+        }
+        if !rest.is_empty() {
+            let from = scaled(from[whole.len() * TILE], scale);
+            for (to, from) in rest.iter_mut().zip(from.0) {
+                *to = if accumulate { *to + from } else { from };
             }
         }
     }
 }
 
-/// Four perfect shuffles of 16 vectors transpose them.
-#[inline(always)]
-fn transpose(mut square: [Vector; WIDTH]) -> [Vector; WIDTH] {
-    for _ in 0..4 {
-        square = std::array::from_fn(|i| {
-            let (a, b) = (square[i / 2], square[i / 2 + WIDTH / 2]);
-            let half = i % 2 * (WIDTH / 2);
-            Vector(std::array::from_fn(|lane| {
-                let from = if lane % 2 == 0 { a } else { b };
-                from.0[half + lane / 2]
-            }))
-        });
+/// Copies the transpose of rows into the panels `(16 * panels, 64)`; `spare` is as long as `to`.
+///
+/// Four perfect shuffles of 16 vectors transpose them. Each goes through memory: in one piece,
+/// they would be compiled to gathers.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512bw+avx512vl+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+pub(super) fn pack_transposed(rows: Rows, to: &mut [Vector], spare: &mut [Vector], panels: usize) {
+    for (square, spare) in spare.chunks_exact_mut(WIDTH).enumerate() {
+        let (group, panel) = (square / panels, square % panels);
+        for i in 0..WIDTH / 2 {
+            let a = rows.vector(group * WIDTH + i, panel);
+            let b = rows.vector(group * WIDTH + i + 8, panel);
+            spare[2 * i] = interleave::<0>(a, b);
+            spare[2 * i + 1] = interleave::<8>(a, b);
+        }
     }
-    square
+    shuffle(to, spare);
+    shuffle(spare, to);
+    shuffle(to, spare);
 }
 
-/// Sets the lanes after `last` to minus infinity.
+/// In each 16 vectors, the first half interleaved, lane by lane, with the second half.
 #[inline(always)]
-pub(super) fn hide_after(scores: &mut Vector, last: usize) {
-    for (lane, score) in scores.0.iter_mut().enumerate() {
-        *score = if lane as u32 > last as u32 {
-            f32::NEG_INFINITY
+fn shuffle(to: &mut [Vector], from: &[Vector]) {
+    for (to, from) in to.chunks_exact_mut(WIDTH).zip(from.chunks_exact(WIDTH)) {
+        for i in 0..WIDTH / 2 {
+            to[2 * i] = interleave::<0>(from[i], from[i + 8]);
+            to[2 * i + 1] = interleave::<8>(from[i], from[i + 8]);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn window<const N: usize>(x: &[Vector]) -> &[Vector; N] {
+    x.first_chunk()
+        .expect("an operand has as many rows as its shape says")
+}
+
+#[inline(always)]
+pub(super) fn window_mut<const N: usize>(x: &mut [Vector]) -> &mut [Vector; N] {
+    x.first_chunk_mut()
+        .expect("a result has as many rows as its shape says")
+}
+
+/// Lanes `FROM..FROM + 8` of two vectors in turn.
+#[inline(always)]
+fn interleave<const FROM: usize>(a: Vector, b: Vector) -> Vector {
+    let mut both = ZERO;
+    for lane in 0..WIDTH / 2 {
+        both.0[2 * lane] = a.0[FROM + lane];
+        both.0[2 * lane + 1] = b.0[FROM + lane];
+    }
+    both
+}
+
+// The lanes' arithmetic is spelt out: closures given to a common function are not always inlined,
+// and then run as compiled for the oldest machine.
+
+/// x b + c
+#[inline(always)]
+pub(super) fn multiply_add<const FMA: bool>(x: f32, b: &Vector, mut c: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        c.0[lane] = if FMA {
+            x.mul_add(b.0[lane], c.0[lane])
         } else {
-            *score
+            x * b.0[lane] + c.0[lane]
         };
     }
+    c
+}
+
+/// a + b
+#[inline(always)]
+pub(super) fn add(mut a: Vector, b: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        a.0[lane] += b.0[lane];
+    }
+    a
+}
+
+/// a * b
+#[inline(always)]
+pub(super) fn times(mut a: Vector, b: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        a.0[lane] *= b.0[lane];
+    }
+    a
+}
+
+/// a - b
+#[inline(always)]
+pub(super) fn subtract(mut a: Vector, b: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        a.0[lane] -= b.0[lane];
+    }
+    a
+}
+
+/// x - y
+#[inline(always)]
+pub(super) fn minus(mut x: Vector, y: f32) -> Vector {
+    for lane in 0..WIDTH {
+        x.0[lane] -= y;
+    }
+    x
+}
+
+/// x * factor
+#[inline(always)]
+pub(super) fn scaled(mut x: Vector, factor: f32) -> Vector {
+    for lane in 0..WIDTH {
+        x.0[lane] *= factor;
+    }
+    x
+}
+
+/// e^x
+#[inline(always)]
+pub(super) fn exp(mut x: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        x.0[lane] = simd::exp(x.0[lane]);
+    }
+    x
+}
+
+/// The larger of each lane; that of `b` if one is NaN.
+#[inline(always)]
+pub(super) fn larger(mut a: Vector, b: Vector) -> Vector {
+    for lane in 0..WIDTH {
+        a.0[lane] = larger_lane(a.0[lane], b.0[lane]);
+    }
+    a
 }
 
 #[inline(always)]
-pub(super) fn sum(x: &Vector) -> f32 {
-    fold(x, |a, b| a + b)
+pub(super) fn larger_lane(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
-/// The largest lane; a NaN is passed over.
+/// Hides from a row of scores of a tile on the diagonal what lies after it, in the last panel that
+/// its group of rows sees.
 #[inline(always)]
-pub(super) fn largest(x: &Vector) -> f32 {
-    fold(x, |a, b| if a > b { a } else { b })
+pub(super) fn hide(scores: &mut [Vector], row: usize) {
+    let last = &mut scores[row / WIDTH * TILE + row];
+    *last = hide_after(*last, row % WIDTH);
 }
 
+/// The lanes up to `last`, and minus infinity after it.
 #[inline(always)]
-fn fold(x: &Vector, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let x: [f32; 8] = std::array::from_fn(|i| join(x.0[i], x.0[i + 8]));
-    let x: [f32; 4] = std::array::from_fn(|i| join(x[i], x[i + 4]));
-    join(join(x[0], x[2]), join(x[1], x[3]))
+pub(super) fn hide_after(mut x: Vector, last: usize) -> Vector {
+    for lane in 0..WIDTH {
+        let hidden = lane as u32 > last as u32;
+        x.0[lane] = if hidden { f32::NEG_INFINITY } else { x.0[lane] };
+    }
+    x
+}
+
+/// The sums of the lanes of 16 vectors: that of vector `i` is in lane `i`.
+#[inline(always)]
+pub(super) fn sums(mut x: [Vector; WIDTH]) -> Vector {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let (a, b) = (x[i], x[i + half]);
+            x[i] = add(interleave::<0>(a, b), interleave::<8>(a, b));
+        }
+    }
+    x[0]
+}
+
+/// The largest of the lanes of 16 vectors: that of vector `i` is in lane `i`.
+#[inline(always)]
+pub(super) fn maxima(mut x: [Vector; WIDTH]) -> Vector {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let (a, b) = (x[i], x[i + half]);
+            x[i] = larger(interleave::<0>(a, b), interleave::<8>(a, b));
+        }
+    }
+    x[0]
+}
+
+/// The sum of the lanes.
+#[inline(always)]
+pub(super) fn sum(x: Vector) -> f32 {
+    let mut x = x.0;
+    for lane in 0..8 {
+        x[lane] += x[lane + 8];
+    }
+    for lane in 0..4 {
+        x[lane] += x[lane + 4];
+    }
+    (x[0] + x[2]) + (x[1] + x[3])
+}
+
+/// The largest of the lanes.
+#[inline(always)]
+pub(super) fn largest(x: Vector) -> f32 {
+    let mut x = x.0;
+    for lane in 0..8 {
+        x[lane] = larger_lane(x[lane], x[lane + 8]);
+    }
+    for lane in 0..4 {
+        x[lane] = larger_lane(x[lane], x[lane + 4]);
+    }
+    larger_lane(larger_lane(x[0], x[2]), larger_lane(x[1], x[3]))
 }
