@@ -6,12 +6,12 @@
 
 pub mod philox;
 pub mod simd;
+pub mod gelu;
+pub mod dropout;
 pub mod embedding;
 pub mod layernorm;
 pub mod matmul;
 pub mod attention;
-pub mod gelu;
-pub mod dropout;
 pub mod cross_entropy;
 pub mod adamw;
 pub mod global_norm;

@@ -10,10 +10,7 @@
 
 pub mod cpu;
 mod tile;
-#[cfg(target_arch = "x86_64")]
-mod panel;
-#[cfg(target_arch = "x86_64")]
-mod x86;
+mod transpose;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Dims, cpu};
+use super::{Dims, cpu, transpose};
 
 /// Numbers in [-1, 1) from a seed, by a linear congruential generator.
 fn random(len: usize, seed: u64) -> Vec<f32> {
@@ -52,6 +52,25 @@ fn assert_close(got: &[f32], expected: &[f64], depth: usize) {
     }
 }
 
+/// The exact GELU: x times the normal distribution, integrated by Simpson's rule from 0.
+fn gelu(x: f64) -> f64 {
+    let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    let end = x.clamp(-9.0, 9.0);
+    let step = end / 200.0;
+    let sum: f64 = (0..=200)
+        .map(|i| {
+            let weight = [2.0, 4.0][i % 2] - if i % 200 == 0 { 1.0 } else { 0.0 };
+            weight * density(step * i as f64)
+        })
+        .sum();
+    x * (0.5 + sum * step / 3.0)
+}
+
+/// Its derivative, by central differences.
+fn gelu_slope(x: f64) -> f64 {
+    (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4
+}
+
 fn check(dims: Dims, seed: u64) {
     let Dims { m, k, n } = dims;
     let x = random(m * k, seed);
@@ -79,6 +98,21 @@ fn check(dims: Dims, seed: u64) {
         .collect();
     assert_close(&out, &added, k);
 
+    let mut pre = vec![f32::NAN; m * n];
+    cpu::forward_gelu(&mut pre, &mut out, &x, &weight, Some(&bias), dims);
+    assert_close(&pre, &biased, k);
+    assert_close(
+        &out,
+        &biased.iter().map(|x| gelu(*x)).collect::<Vec<_>>(),
+        k,
+    );
+    cpu::forward_gelu(&mut pre, &mut out, &x, &weight, None, dims);
+    assert_close(
+        &out,
+        &expected.iter().map(|x| gelu(*x)).collect::<Vec<_>>(),
+        k,
+    );
+
     let expected = product(m, k, n, |i, l| dout[i * n + l], |l, j| weight[l * k + j]);
     let mut dx = vec![f32::NAN; m * k];
     cpu::backward_input(&mut dx, &dout, &weight, false, dims);
@@ -91,6 +125,14 @@ fn check(dims: Dims, seed: u64) {
         .map(|(e, x)| e + f64::from(*x))
         .collect();
     assert_close(&dx, &added, n);
+
+    let mut dpre = vec![f32::NAN; m * k];
+    cpu::backward_input_gelu(&mut dpre, &dout, &weight, &x, dims);
+    let slopes = expected
+        .iter()
+        .zip(&x)
+        .map(|(e, x)| e * gelu_slope(f64::from(*x)));
+    assert_close(&dpre, &slopes.collect::<Vec<_>>(), n);
 
     let mut expected = product(n, k, m, |i, l| dout[l * n + i], |l, j| x[l * k + j]);
     expected
@@ -139,6 +181,23 @@ fn products_of_several_tiles_equal_an_f64_loop() {
     );
     check(
         Dims {
+            m: 1,
+            k: 600,
+            n: 900,
+        },
+        4,
+    );
+    // Sums over 2100 rows are long enough for two parts.
+    check(
+        Dims {
+            m: 2100,
+            k: 130,
+            n: 60,
+        },
+        5,
+    );
+    check(
+        Dims {
             m: 389,
             k: 390,
             n: 65,
@@ -150,7 +209,7 @@ fn products_of_several_tiles_equal_an_f64_loop() {
 #[test]
 fn products_have_the_same_bits_for_any_number_of_threads() {
     let dims = Dims {
-        m: 1001,
+        m: 2101,
         k: 391,
         n: 130,
     };
@@ -164,7 +223,10 @@ fn products_have_the_same_bits_for_any_number_of_threads() {
         let mut dweight = vec![0.0; n * k];
         let mut dbias = vec![0.0; n];
         cpu::backward_weight(&mut dweight, Some(&mut dbias), &dout, &x, dims);
-        [out, dx, dweight, dbias]
+        let mut pre = vec![0.0; m * n];
+        let mut after = vec![0.0; m * n];
+        cpu::forward_gelu(&mut pre, &mut after, &x, &weight, None, dims);
+        [out, dx, dweight, dbias, pre, after]
     };
     let bits = [1, 2, 3].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new()
@@ -187,4 +249,31 @@ fn a_wrong_length_is_refused() {
 #[test]
 fn flops_count_a_multiplication_and_an_addition_a_term() {
     assert_eq!(Dims { m: 2, k: 3, n: 5 }.flops(), 60);
+}
+
+#[test]
+fn every_transposition_is_one() {
+    for [rows, cols] in [[1, 1], [7, 20], [16, 16], [33, 50], [64, 41]] {
+        let (to_stride, from_stride) = (rows + 3, cols + 5);
+        let from = random(rows * from_stride, 1);
+        let run = |transpose: &dyn Fn(&mut [f32], &[f32])| {
+            let mut to = vec![9.0; (cols - 1) * to_stride + rows];
+            transpose(&mut to, &from);
+            for (i, got) in to.iter().enumerate() {
+                let (col, row) = (i / to_stride, i % to_stride);
+                let expected = if row < rows {
+                    from[row * from_stride + col]
+                } else {
+                    9.0
+                };
+                assert_eq!(*got, expected, "{rows} x {cols}: row {row}, column {col}");
+            }
+        };
+        run(&|to, from| transpose::transpose(to, to_stride, from, from_stride, [rows, cols]));
+        run(&|to, from| transpose::plain(to, to_stride, from, from_stride, [rows, cols]));
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            run(&|to, from| transpose::avx2(to, to_stride, from, from_stride, [rows, cols]));
+        }
+    }
 }

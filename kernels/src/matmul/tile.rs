@@ -8,20 +8,38 @@
     reason = "tiles of one buffer are written by several threads"
 )]
 
+use std::cell::RefCell;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::{
-    panel::{Packed, compute, with_packed},
-    x86::{Avx2, Avx512},
-};
+use super::transpose::transpose;
 
-/// Rows of the largest tile: a multiple of every register tile's.
-pub(super) const TILE_ROWS: usize = 384;
+/// Rows and columns of the largest tile.
+const TILE: [usize; 2] = [1024, 384];
 
-/// Columns of the largest tile: a multiple of every register tile's.
-pub(super) const TILE_COLS: usize = 384;
+/// Rows of the largest tile where a is transposed, and depth of a block that is.
+const TRANSPOSED: [usize; 2] = [384, 512];
+
+/// Tasks that a product is cut into at least, if each keeps `FLOPS_MIN` operations.
+const TASKS: usize = 8;
+const FLOPS_MIN: usize = 24_000_000;
+
+/// Least depth of a part of a long sum.
+const PART_DEPTH: usize = 1024;
+
+/// Rows from which on transposing b pays.
+const FEW: usize = 16;
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+thread_local! {
+    /// A transposed block.
+    static BLOCK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// The parts of long sums.
+    static PARTIAL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A matrix seen through strides: element (i, j) lies at `i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -114,157 +132,215 @@ pub(super) struct Product<'a> {
     pub(super) accumulate: bool,
 }
 
-/// A rectangle of the result, at most `TILE_ROWS` x `TILE_COLS`.
-pub(super) struct Tile {
-    pub(super) row: usize,
-    pub(super) rows: usize,
-    pub(super) col: usize,
-    pub(super) cols: usize,
+/// A rectangle of the result, and the part of the sums that a task computes.
+struct Tile {
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    start: usize,
+    depth: usize,
+}
+
+/// How a product is cut: pieces of each side, the last ones smaller.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cut {
+    rows: usize,
+    cols: usize,
+    depth: usize,
 }
 
 impl Product<'_> {
     /// Computes the product into `out` (rows, cols) and applies the epilogue.
     pub(super) fn run(&self, out: &mut [f32], epilogue: &impl Epilogue) {
-        assert_eq!(
-            out.len(),
-            self.rows * self.cols,
-            "out: {} x {}",
-            self.rows,
-            self.cols
-        );
-        assert_eq!(
-            self.a.data.len(),
-            self.rows * self.depth,
-            "a: {} x {}",
-            self.rows,
-            self.depth
-        );
-        assert_eq!(
-            self.b.data.len(),
-            self.depth * self.cols,
-            "b: {} x {}",
-            self.depth,
-            self.cols
-        );
-        assert!(self.depth > 0, "an empty sum");
+        let Self {
+            rows, cols, depth, ..
+        } = *self;
+        assert!(rows > 0 && cols > 0 && depth > 0, "an empty product");
+        assert_eq!(out.len(), rows * cols, "out: {rows} x {cols}");
+        assert_eq!(self.a.data.len(), rows * depth, "a: {rows} x {depth}");
+        assert_eq!(self.b.data.len(), depth * cols, "b: {depth} x {cols}");
+        let cut = self.cut();
         let out = Output::new(out);
-        let kernel = kernel();
-        let across = self.cols.div_ceil(TILE_COLS);
-        let tiles = self.rows.div_ceil(TILE_ROWS) * across;
-        (0..tiles).into_par_iter().with_max_len(1).for_each(|t| {
-            let (row, col) = (t / across * TILE_ROWS, t % across * TILE_COLS);
-            let tile = Tile {
-                row,
-                rows: TILE_ROWS.min(self.rows - row),
-                col,
-                cols: TILE_COLS.min(self.cols - col),
-            };
-            match kernel {
-                // SAFETY: `kernel` has found the instruction set; tiles share no element.
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => {
-                    with_packed(|packed| unsafe { avx512(self, &tile, &out, epilogue, packed) })
+        let [down, across] = [rows.div_ceil(cut.rows), cols.div_ceil(cut.cols)];
+        let parts = depth.div_ceil(cut.depth);
+        // The first part of the sums goes to the result, the others are added to it in order.
+        let mut partial = vec![0.0; (parts - 1) * rows * cols];
+        let partials: Vec<_> = partial
+            .chunks_exact_mut(rows * cols)
+            .map(Output::new)
+            .collect();
+        (0..down * across * parts)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|t| {
+                let (t, part) = (t / parts, t % parts);
+                let (row, col) = (t / across * cut.rows, t % across * cut.cols);
+                let start = part * cut.depth;
+                let tile = Tile {
+                    row,
+                    rows: cut.rows.min(rows - row),
+                    col,
+                    cols: cut.cols.min(cols - col),
+                    start,
+                    depth: cut.depth.min(depth - start),
+                };
+                let out = if part == 0 { &out } else { &partials[part - 1] };
+                self.tile(&tile, out, part == 0 && self.accumulate);
+                if parts == 1 {
+                    for i in tile.row..tile.row + tile.rows {
+                        // SAFETY: the row is of this task's own tile.
+                        let row = unsafe { out.segment(i * cols + tile.col, tile.cols) };
+                        epilogue.apply(i, tile.col, row);
+                    }
                 }
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => {
-                    with_packed(|packed| unsafe { avx2(self, &tile, &out, epilogue, packed) })
+            });
+        if parts > 1 {
+            (0..rows).into_par_iter().with_min_len(16).for_each(|i| {
+                // SAFETY: a row is one task's, and the tasks that wrote it are done.
+                let row = unsafe { out.segment(i * cols, cols) };
+                for partial in &partials[..parts - 1] {
+                    // SAFETY: as above.
+                    let other = unsafe { partial.segment(i * cols, cols) };
+                    row.iter_mut().zip(other).for_each(|(a, b)| *a += *b);
                 }
-                Kernel::Library => self.tile(&tile, &out, epilogue),
+                epilogue.apply(i, 0, row);
+            });
+        }
+        PARTIAL.set(partial);
+    }
+
+    /// Sizes of the pieces.
+    fn cut(&self) -> Cut {
+        let long = self.a.col != 1 && self.depth >= 2 * PART_DEPTH;
+        let rows_max = if self.a.col == 1 {
+            TILE[0]
+        } else {
+            TRANSPOSED[0]
+        };
+        let [mut down, mut across] = [self.rows.div_ceil(rows_max), self.cols.div_ceil(TILE[1])];
+        let mut parts = 1;
+        let flops = 2 * self.rows * self.cols * self.depth;
+        let tasks = if flops < FLOPS_MIN / 8 {
+            1
+        } else {
+            (flops / FLOPS_MIN).clamp(2, TASKS)
+        };
+        while down * across * parts < tasks {
+            let (rows, cols) = (self.rows / down, self.cols / across);
+            if long && self.depth / parts >= 2 * PART_DEPTH {
+                parts *= 2;
+            } else if match (self.a.col, self.b.col) {
+                (1, 1) => rows < 128,
+                (1, _) => cols >= 384 || cols >= 128 && rows < TILE[0],
+                _ => rows < cols,
+            } {
+                across *= 2;
+            } else {
+                down *= 2;
             }
-        });
+        }
+        Cut {
+            rows: self.rows.div_ceil(down).next_multiple_of(LINE),
+            cols: self.cols.div_ceil(across).next_multiple_of(LINE),
+            depth: self.depth.div_ceil(parts).next_multiple_of(LINE),
+        }
     }
 
-    /// One tile by the `gemm` crate.
-    fn tile(&self, tile: &Tile, out: &Output<'_>, epilogue: &impl Epilogue) {
+    /// One tile's part of the sums.
+    fn tile(&self, tile: &Tile, out: &Output<'_>, accumulate: bool) {
         let (a, b) = (self.a, self.b);
-        // SAFETY: `run` has checked that the three buffers hold matrices of the product's sizes,
-        // and a tile lies inside the result; no two tiles share an element.
-        unsafe {
-            gemm::gemm(
-                tile.rows,
-                tile.cols,
-                self.depth,
-                out.data.add(tile.row * self.cols + tile.col),
-                1,
-                self.cols as isize,
-                self.accumulate,
-                a.data.as_ptr().add(tile.row * a.row),
-                a.col as isize,
-                a.row as isize,
-                b.data.as_ptr().add(tile.col * b.col),
-                b.col as isize,
-                b.row as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
-        for i in tile.row..tile.row + tile.rows {
-            // SAFETY: no two tiles share an element.
-            let row = unsafe { out.segment(i * self.cols + tile.col, tile.cols) };
-            epilogue.apply(i, tile.col, row);
-        }
-    }
-}
-
-/// What computes a tile.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kernel {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// The `gemm` crate.
-    Library,
-}
-
-fn kernel() -> Kernel {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::env::var_os("MM").is_some_and(|s| s == "2") {
-            return Kernel::Avx2;
-        }
-        if std::env::var_os("MM").is_some_and(|s| s == "0") {
-            return Kernel::Library;
-        }
-        if is_x86_feature_detected!("avx512f") {
-            return Kernel::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Kernel::Avx2;
+        let &Tile {
+            rows,
+            cols,
+            start,
+            depth,
+            ..
+        } = tile;
+        let to = out.pointer(tile.row * self.cols + tile.col);
+        let from_a = |l: usize| &a.data[tile.row * a.row + l * a.col..];
+        let from_b = |l: usize| &b.data[l * b.row + tile.col * b.col..];
+        let end = start + depth;
+        if b.col != 1 && rows >= FEW || a.col != 1 && depth >= PART_DEPTH && cols >= 192 {
+            BLOCK.with_borrow_mut(|block| {
+                let block = aligned(block);
+                for start in (start..end).step_by(TRANSPOSED[1]) {
+                    let depth = TRANSPOSED[1].min(end - start);
+                    let accumulate = accumulate || start > tile.start;
+                    let (mut a, mut b) =
+                        ((from_a(start), a.row, a.col), (from_b(start), b.row, b.col));
+                    if b.2 != 1 {
+                        let stride = cols.next_multiple_of(LINE);
+                        transpose(block, stride, b.0, b.2, [cols, depth]);
+                        b = (block, stride, 1);
+                    } else {
+                        let stride = TRANSPOSED[1] + LINE;
+                        transpose(block, stride, a.0, a.2, [depth, rows]);
+                        a = (block, stride, 1);
+                    }
+                    // SAFETY: the tile lies inside the result and is this task's.
+                    unsafe { multiply([rows, cols, depth], to, self.cols, accumulate, a, b) };
+                }
+            });
+        } else {
+            let (a, b) = ((from_a(start), a.row, a.col), (from_b(start), b.row, b.col));
+            // SAFETY: as above.
+            unsafe { multiply([rows, cols, depth], to, self.cols, accumulate, a, b) };
         }
     }
-    Kernel::Library
 }
 
-/// `panel::compute` for AVX-512.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512(
-    p: &Product<'_>,
-    tile: &Tile,
-    out: &Output<'_>,
-    epilogue: &impl Epilogue,
-    packed: &mut Packed,
-) {
-    // SAFETY: the caller's promise.
-    unsafe { compute::<Avx512>(p, tile, out, epilogue, packed) }
+/// The buffer from its first cache line on, with room for the largest block.
+fn aligned(block: &mut Vec<f32>) -> &mut [f32] {
+    let len = TILE[1].max(TRANSPOSED[0]) * (TRANSPOSED[1] + LINE);
+    block.resize(len + LINE, 0.0);
+    let start = block.as_ptr().align_offset(LINE * size_of::<f32>());
+    &mut block[start..][..len]
 }
 
-/// `panel::compute` for AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(
-    p: &Product<'_>,
-    tile: &Tile,
-    out: &Output<'_>,
-    epilogue: &impl Epilogue,
-    packed: &mut Packed,
+/// out (rows, cols) `=` or `+=` a · b by the `gemm` crate; operands are (data, row stride, column
+/// stride).
+///
+/// # Safety
+/// `out` has `rows` rows of `cols` elements at `stride` which are the caller's.
+unsafe fn multiply(
+    [rows, cols, depth]: [usize; 3],
+    out: *mut f32,
+    stride: usize,
+    accumulate: bool,
+    a: (&[f32], usize, usize),
+    b: (&[f32], usize, usize),
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { compute::<Avx2>(p, tile, out, epilogue, packed) }
+    assert!(
+        (rows - 1) * a.1 + (depth - 1) * a.2 < a.0.len(),
+        "a: {rows} x {depth}"
+    );
+    assert!(
+        (depth - 1) * b.1 + (cols - 1) * b.2 < b.0.len(),
+        "b: {depth} x {cols}"
+    );
+    // SAFETY: the operands are inside their slices by the lines above, out by the caller's promise.
+    unsafe {
+        gemm::gemm(
+            rows,
+            cols,
+            depth,
+            out,
+            1,
+            stride as isize,
+            accumulate,
+            a.0.as_ptr(),
+            a.2 as isize,
+            a.1 as isize,
+            b.0.as_ptr(),
+            b.2 as isize,
+            b.1 as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
 }
