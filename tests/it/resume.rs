@@ -1,14 +1,13 @@
 //! Stop and resume: the same bits as without, whatever the moment; refusals where it cannot be.
 
 use std::fs;
-use std::time::Instant;
 
 use protocol::{Event, RunDir};
 
 use crate::support::Scene;
 
 /// More than enough for a run of which each try does a part.
-const KILLS_MAX: u32 = 100;
+const KILLS_MAX: u64 = 100;
 
 /// Asserts that both runs ended with the same bits in parameters, moments and logged losses.
 fn assert_same_end(a: &Scene, b: &Scene, step: u64) {
@@ -47,17 +46,13 @@ fn two_halves_are_the_same_as_one_run() {
 #[test]
 fn kills_at_any_moment_change_nothing() {
     let (straight, killed) = (Scene::new(), Scene::new());
-    // A checkpoint after every step, so that many kills fall into a save. Delays are shares of what
-    // a whole run takes here, in an order that jumps about: start, steps, saves and end.
+    // A checkpoint after every step, so that many kills fall into a save. Each try is killed a few
+    // events after its start and then some milliseconds: before the first step, in a step, in a
+    // save, between them.
     let words = ["--resume=auto", "--checkpoint_interval=1"];
-    let begin = Instant::now();
     straight.train(&words).expect_code(0);
-    let whole = begin.elapsed();
-    let mut kills = 0;
-    while killed
-        .start(&words)
-        .kill_after(whole * (20 + (kills * 37) % 80) / 100)
-    {
+    let mut kills: u64 = 0;
+    while killed.kill_after_events(&words, 3 + kills as usize * 5 % 17, kills % 7) {
         kills += 1;
         assert!(kills < KILLS_MAX, "the run does not come to its end");
     }

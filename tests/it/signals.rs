@@ -73,15 +73,13 @@ fn a_stop_during_evaluation_does_not_wait_for_its_end() {
 fn a_second_signal_ends_the_run_at_once() {
     let scene = Scene::new();
     // One iteration of many micro-steps: the first signal cannot be answered for a long time.
-    let mut run = scene.start(&["--gradient_accumulation_steps=60000", "--eval_iters=1"]);
-    scene.wait_for("training", |event| {
-        matches!(
-            event,
-            Event::Phase {
-                phase: protocol::Phase::Training
-            }
-        )
-    });
+    let words = [
+        "--gradient_accumulation_steps=60000",
+        "--batch_size=16",
+        "--eval_iters=1",
+    ];
+    let mut run = scene.start(&words);
+    scene.wait_for("evaluation", |event| matches!(event, Event::Eval { .. }));
     run.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(300));
     let begin = Instant::now();

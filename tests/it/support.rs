@@ -106,6 +106,29 @@ impl Scene {
         Running(Some(self.command(&[TINY, words].concat()).spawn().unwrap()))
     }
 
+    /// Starts training a tiny model and kills it `milliseconds` after it has reported so many more
+    /// events. False if it came to its end before.
+    pub(crate) fn kill_after_events(
+        &self,
+        words: &[&str],
+        events: usize,
+        milliseconds: u64,
+    ) -> bool {
+        let before = self.events().len();
+        let mut run = self.start(words);
+        let child = run.child();
+        while self.events().len() < before + events {
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let at_work = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        at_work
+    }
+
     /// Every event of the run so far that can be read.
     pub(crate) fn events(&self) -> Vec<Event> {
         let text = fs::read_to_string(self.run_dir().events()).unwrap_or_default();
@@ -201,20 +224,6 @@ impl Running {
     pub(crate) fn signal(&mut self, signal: Signal) {
         let pid = Pid::from_child(self.child());
         rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// Whether it is still at work after this time; SIGKILL ends it then.
-    pub(crate) fn kill_after(mut self, delay: Duration) -> bool {
-        let begin = Instant::now();
-        while begin.elapsed() < delay {
-            if self.child().try_wait().unwrap().is_some() {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.child().kill().unwrap();
-        self.child().wait().unwrap();
-        true
     }
 
     pub(crate) fn finish(mut self) -> Finished {

@@ -45,7 +45,7 @@ enum Command {
     /// Print both losses of a checkpoint: --out_dir=DIR, --checkpoint=latest|best|STEP, any key.
     Eval(Words),
     /// Time training or evaluation steps on random tokens: --config, --mode=train|eval, --steps=N,
-    /// --warmup_steps=N, any key. Prints one line of JSON.
+    /// --warmup_steps=N, --format=json|table (a line, or time by room), any key.
     Bench(Words),
 }
 

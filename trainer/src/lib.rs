@@ -3,7 +3,6 @@
 //! Modules stand in reading order: each names only modules above it.
 
 pub mod error;
-pub mod philox;
 pub mod machine;
 pub mod config;
 pub mod tokenizer;
@@ -20,3 +19,4 @@ pub mod train;
 pub mod cli;
 
 pub use error::{Error, Result};
+pub use kernels::philox;

@@ -3,11 +3,14 @@
 use std::time::Instant;
 
 use protocol::ExitCode;
+use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Words, configure, print};
 use crate::config::Config;
 use crate::data::Batch;
+use crate::engine::profile::{Profile, RoomTime};
 use crate::engine::{self, Engine, MicroStep};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -22,10 +25,16 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let steps = words.take_number("steps", 20)?.max(1);
     let warmup_steps = words.take_number("warmup_steps", 3)?;
     let mode = words.take("mode")?.unwrap_or_else(|| "train".to_owned());
+    let format = words.take("format")?.unwrap_or_else(|| "json".to_owned());
+    let mut faults = Vec::new();
     if mode != "train" && mode != "eval" {
-        return Err(Error::config(format!(
-            "--mode: expected train or eval, got {mode:?}"
-        )));
+        faults.push(format!("--mode: expected train or eval, got {mode:?}"));
+    }
+    if format != "json" && format != "table" {
+        faults.push(format!("--format: expected json or table, got {format:?}"));
+    }
+    if !faults.is_empty() {
+        return Err(Error::Config(faults));
     }
     let resolved = Config::resolve(source.as_deref(), &words.words)?;
     let config = &resolved.config;
@@ -44,28 +53,18 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
         bias: config.bias,
     };
     let mut engine = engine::build(config, &model)?;
-    let mut times = Vec::new();
-    let mut losses = Vec::new();
-    for step in 0..warmup_steps + steps {
-        let begin = Instant::now();
-        let loss = if mode == "train" {
-            train_step(engine.as_mut(), config, &model, step)?
-        } else {
-            engine.loss(&random_batch(config, &model, step, 0))?
-        };
-        if step >= warmup_steps {
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-        }
-        losses.push(loss);
+    let (times, losses) = time(engine.as_mut(), config, &mode, warmup_steps, steps)?;
+    let profile = engine.take_profile();
+    let peak_flops = engine.peak_flops()?;
+    let rooms = rooms(&profile, steps, peak_flops, measured_bandwidth());
+    if format == "table" {
+        return print(&table(&rooms));
     }
-    let mut sorted = times.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median = sorted[sorted.len() / 2];
+    let median = median(&times);
     let tokens = match mode.as_str() {
         "train" => config.tokens_per_iteration(),
         _ => (config.batch_size * config.block_size) as u64,
     };
-    let peak_flops = engine.peak_flops()?;
     let flops_per_second = tokens as f64 * model.flops_per_token() / (median / 1e3);
     let report = json!({
         "peer": "anneal",
@@ -78,12 +77,126 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
         "ms_per_iteration": median,
         "ms_all": times,
         "tokens_per_second": tokens as f64 / (median / 1e3),
+        "peak_gflops": peak_flops.map(|peak| peak / 1e9),
         "mfu": peak_flops.filter(|_| mode == "train").map(|peak| flops_per_second / peak),
         "loss_first": losses.first(),
         "loss_last": losses.last(),
         "peak_rss_mib": machine::peak_memory().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        "rooms": rooms,
     });
     print(&report.to_string())
+}
+
+/// Milliseconds of every step after the warm-up, and the losses of all. The profile starts with the
+/// timed steps.
+fn time(
+    engine: &mut dyn Engine,
+    config: &Config,
+    mode: &str,
+    warmup_steps: u64,
+    steps: u64,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    let model = engine.model().clone();
+    for step in 0..warmup_steps + steps {
+        if step == warmup_steps {
+            engine.take_profile();
+        }
+        let begin = Instant::now();
+        let loss = if mode == "train" {
+            train_step(engine, config, &model, step)?
+        } else {
+            engine.loss(&random_batch(config, &model, step, 0))?
+        };
+        if step >= warmup_steps {
+            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+        losses.push(loss);
+    }
+    Ok((times, losses))
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// What a room did in one iteration, against what bounds it.
+#[derive(Debug, Serialize)]
+struct Room {
+    room: &'static str,
+    ms: f64,
+    /// Of the time in all rooms.
+    share: f64,
+    /// Of the matrix products; `None` for a room that only moves memory.
+    gflops: Option<f64>,
+    gigabytes_per_second: f64,
+    /// Rate over the bound: peak FLOP/s for products, memory bandwidth for the rest. Above 1 where
+    /// the data was in a cache.
+    of_bound: Option<f64>,
+}
+
+fn rooms(profile: &Profile, steps: u64, peak_flops: Option<f64>, bandwidth: f64) -> Vec<Room> {
+    let total = profile.total().as_secs_f64();
+    let room = |room: &RoomTime| {
+        let seconds = room.time.as_secs_f64();
+        let (flops, bytes) = (room.flops / seconds, room.bytes / seconds);
+        Room {
+            room: room.room,
+            ms: seconds * 1e3 / steps as f64,
+            share: seconds / total,
+            gflops: (room.flops > 0.0).then_some(flops / 1e9),
+            gigabytes_per_second: bytes / 1e9,
+            of_bound: match room.flops > 0.0 {
+                true => peak_flops.map(|peak| flops / peak),
+                false => Some(bytes / bandwidth),
+            },
+        }
+    };
+    let mut rooms: Vec<Room> = profile.rooms.iter().map(room).collect();
+    rooms.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    rooms
+}
+
+fn table(rooms: &[Room]) -> String {
+    let mut text = format!(
+        "{:<30} {:>10} {:>7} {:>10} {:>10} {:>9}\n",
+        "room", "ms", "share", "GFLOP/s", "GB/s", "of bound"
+    );
+    for room in rooms {
+        let percent = |share: f64| format!("{:.1}%", share * 100.0);
+        text += &format!(
+            "{:<30} {:>10.3} {:>7} {:>10} {:>10.1} {:>9}\n",
+            room.room,
+            room.ms,
+            percent(room.share),
+            room.gflops
+                .map_or_else(String::new, |gflops| format!("{gflops:.1}")),
+            room.gigabytes_per_second,
+            room.of_bound.map_or_else(String::new, percent),
+        );
+    }
+    text
+}
+
+/// Bytes per second that all threads together read and write when they copy what fits no cache:
+/// the best of a few.
+fn measured_bandwidth() -> f64 {
+    const ELEMENTS: usize = 1 << 25;
+    const TRIES: usize = 4;
+    let from = vec![1.0f32; ELEMENTS];
+    let mut to = vec![0.0f32; ELEMENTS];
+    let mut best = f64::INFINITY;
+    for _ in 0..TRIES {
+        let begin = Instant::now();
+        let chunk = ELEMENTS.div_ceil(rayon::current_num_threads());
+        to.par_chunks_mut(chunk)
+            .zip(from.par_chunks(chunk))
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    2.0 * size_of_val(from.as_slice()) as f64 / best
 }
 
 /// One optimizer step, as the training loop makes it.

@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     /// Draw from the likeliest tokens that reach this probability together; 1 = all.
     #[arg(long = "top_p", alias = "top-p", default_value_t = 1.0)]
     top_p: f64,
-    #[arg(long, default_value_t = 1337)]
+    #[arg(long, default_value_t = 1)]
     seed: u64,
     /// A text that ends a sample; may be given more than once.
     #[arg(long)]

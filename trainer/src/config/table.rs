@@ -133,7 +133,7 @@ keys! {
             "no effect: the program is compiled already";
     }
     Ours {
-        seed: u64 = 1337,
+        seed: u64 = 1,
             "seed of everything random";
         data_dir: PathBuf = "".into(),
             "folder of the datasets; if empty, $ANNEAL_DATA or else data";
@@ -160,7 +160,9 @@ keys! {
         rollback_max: u64 = 3,
             "roll back at most so many times";
         engine: String = "auto".into(),
-            "what computes the model";
+            "what computes the model; auto is the fused engine, candle the readable one";
+        recompute: String = "gelu".into(),
+            "what backward computes again to save memory: nothing, GELU and LayerNorm, or blocks";
         threads: usize = 0,
             "CPU threads; 0 means all cores";
         progress: String = "auto".into(),

@@ -23,7 +23,8 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
     ("dtype", &["auto", "float32", "bfloat16", "float16"]),
     ("sampling", &["random", "epoch"]),
     ("on_divergence", &["stop", "rollback"]),
-    ("engine", &["auto", "candle"]),
+    ("engine", &["auto", "fused", "candle"]),
+    ("recompute", &["none", "gelu", "block"]),
     ("progress", &["auto", "bar", "lines"]),
 ];
 

@@ -6,15 +6,17 @@
 
 mod gpt;
 
-use std::time::{Duration, Instant};
-
 use candle_core::{Device, Tensor, Var};
+use kernels::adamw::AdamW;
+use kernels::{adamw, global_norm};
 
 use self::gpt::{Dropout, Gpt, KeyValueCache};
-use super::adamw::{self, AdamW};
-use super::{Engine, EngineState, Hyperparameters, MicroStep, UpdateStats};
+use super::{
+    Engine, EngineState, Hyperparameters, Memory, MicroStep, UpdateStats, clip_factor, in_order,
+    measured_peak,
+};
 use crate::data::Batch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{ModelConfig, NamedTensor, Parameter};
 use crate::philox::{Philox, Stream};
 
@@ -126,7 +128,11 @@ impl Engine for CandleEngine {
     }
 
     fn peak_flops(&self) -> Result<Option<f64>> {
-        measure_peak_flops().map(Some)
+        Ok(Some(measured_peak()))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        None
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {
@@ -160,7 +166,8 @@ impl Engine for CandleEngine {
 
     fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
         assert!(self.micro_steps > 0, "an update needs gradients");
-        let grad_norm = adamw::global_norm(&self.gradients);
+        let squares = |gradient: &Vec<f32>| global_norm::cpu::sum_of_squares(gradient);
+        let grad_norm = self.gradients.iter().map(squares).sum::<f64>().sqrt();
         let stats = UpdateStats {
             loss: self.loss_sum / self.micro_steps as f64,
             grad_norm,
@@ -182,12 +189,13 @@ impl Engine for CandleEngine {
                     0.0
                 },
                 update: self.updates,
-                gradient_scale: adamw::clip_factor(grad_norm, self.hyper.grad_clip),
+                gradient_scale: clip_factor(grad_norm, self.hyper.grad_clip),
             };
             let var = &self.vars[index];
             let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;
             let (m, v) = (&mut self.exp_avg[index], &mut self.exp_avg_sq[index]);
-            adamw.apply(&mut values, &self.gradients[index], m, v);
+            let decayed = if parameter.decays() { values.len() } else { 0 };
+            adamw::cpu::step(&mut values, &self.gradients[index], m, v, decayed, &adamw);
             var.set(&Tensor::from_vec(
                 values,
                 parameter.shape.as_slice(),
@@ -267,35 +275,6 @@ impl Engine for CandleEngine {
     }
 }
 
-/// `found` in the order of `expected`, or the first name or shape that does not agree.
-fn in_order<'a>(
-    expected: &[Parameter],
-    found: &'a [NamedTensor],
-    what: &str,
-) -> Result<Vec<&'a NamedTensor>> {
-    let unknown = |tensor: &&NamedTensor| expected.iter().all(|p| p.name != tensor.name);
-    if let Some(tensor) = found.iter().find(unknown) {
-        return Err(Error::Data(format!(
-            "checkpoint: the model has no {what} {}, but the checkpoint does",
-            tensor.name
-        )));
-    }
-    let find = |parameter: &Parameter| {
-        let tensor = found.iter().find(|tensor| tensor.name == parameter.name);
-        let tensor = tensor.ok_or_else(|| {
-            Error::Data(format!("checkpoint: {what} {} is missing", parameter.name))
-        })?;
-        if tensor.shape != parameter.shape || tensor.data.len() != parameter.elements() {
-            return Err(Error::Data(format!(
-                "checkpoint: {what} {}: expected shape {:?}, got {:?}",
-                parameter.name, parameter.shape, tensor.shape
-            )));
-        }
-        Ok(tensor)
-    };
-    expected.iter().map(find).collect()
-}
-
 fn to_var(tensor: &NamedTensor) -> Result<Var> {
     Ok(Var::from_slice(
         &tensor.data,
@@ -313,22 +292,6 @@ fn inputs(batch: &Batch) -> Result<Tensor> {
 /// (B * T)
 fn targets(batch: &Batch) -> Result<Tensor> {
     Ok(Tensor::new(batch.targets.as_slice(), &Device::Cpu)?)
-}
-
-/// Rate of a large fp32 matrix product on all threads, in FLOP/s: the best of a few within a tenth
-/// of a second. What MFU is measured against where no data sheet says.
-fn measure_peak_flops() -> Result<f64> {
-    const SIZE: usize = 768;
-    const BUDGET: Duration = Duration::from_millis(100);
-    let a = Tensor::full(0.5f32, (SIZE, SIZE), &Device::Cpu)?;
-    let begin = Instant::now();
-    let mut best = f64::INFINITY;
-    while begin.elapsed() < BUDGET {
-        let start = Instant::now();
-        a.matmul(&a)?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(2.0 * (SIZE as f64).powi(3) / best)
 }
 
 #[cfg(test)]

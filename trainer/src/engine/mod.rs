@@ -3,14 +3,21 @@
 //! The training loop speaks to [`Engine`] alone. Every engine keeps nanoGPT's parameter names and
 //! writes the same state, so a checkpoint of one continues on any other.
 
-pub mod adamw;
+pub mod plan;
+pub mod profile;
+pub mod cpu;
 pub mod candle;
+
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::machine::{self, human_bytes};
 pub use crate::model::NamedTensor;
+use crate::model::{ModelConfig, Parameter};
+pub use plan::Recompute;
+pub use profile::Profile;
 
 /// A model with its optimizer on one device.
 pub trait Engine {
@@ -24,6 +31,9 @@ pub trait Engine {
 
     /// Peak rate in FLOP/s for MFU, from the data sheet or measured; `None` if nobody knows.
     fn peak_flops(&self) -> Result<Option<f64>>;
+
+    /// Memory that training takes, known beforehand; `None` where it is not.
+    fn memory(&self) -> Option<Memory>;
 
     /// Adds the gradient of one micro-batch, weighted 1/`gradient_accumulation_steps`.
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()>;
@@ -53,6 +63,11 @@ pub trait Engine {
     /// # Errors
     /// As [`Self::load_parameters`]; nothing is replaced then.
     fn load_state(&mut self, state: &EngineState) -> Result<()>;
+
+    /// Time by room since the last call; empty where an engine does not tell.
+    fn take_profile(&mut self) -> Profile {
+        Profile::default()
+    }
 }
 
 /// Everything an engine holds that a checkpoint needs. The three lists have the same names and
@@ -129,16 +144,114 @@ impl Hyperparameters {
     }
 }
 
+/// The shape of the batches that an engine is built for, and how it trades time for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// B
+    pub batch_size: usize,
+    /// T
+    pub block_size: usize,
+    pub recompute: Recompute,
+}
+
+impl Shape {
+    pub fn of(config: &Config) -> Self {
+        let recompute = match config.recompute.as_str() {
+            "none" => Recompute::None,
+            "block" => Recompute::Block,
+            _ => Recompute::Gelu,
+        };
+        Self {
+            batch_size: config.batch_size,
+            block_size: config.block_size,
+            recompute,
+        }
+    }
+}
+
+/// Memory that a run takes on its device, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights, gradients and both moments.
+    pub parameters: u64,
+    /// Everything that lives within a step.
+    pub activations: u64,
+}
+
+impl Memory {
+    pub fn total(self) -> u64 {
+        self.parameters + self.activations
+    }
+}
+
 /// The engine that the config asks for, with freshly initialised parameters.
 ///
 /// # Errors
-/// [`Error::Device`] if the device asked for is not usable here.
+/// [`Error::Device`] if the device asked for is not usable here; [`Error::Config`] if the run does
+/// not fit the memory.
 pub fn build(config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
     check_device(&config.device)?;
-    Ok(Box::new(candle::CandleEngine::new(
-        model,
-        Hyperparameters::of(config),
-    )?))
+    let (hyper, shape) = (Hyperparameters::of(config), Shape::of(config));
+    match config.engine.as_str() {
+        "candle" => Ok(Box::new(candle::CandleEngine::new(model, hyper)?)),
+        _ => {
+            check_memory(
+                model,
+                config.dropout > 0.0,
+                shape,
+                machine::memory_available(),
+            )?;
+            Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape)))
+        }
+    }
+}
+
+/// Whether a run fits into `available` bytes, before anything is allocated.
+///
+/// # Errors
+/// [`Error::Config`] with what it needs, what there is, and a batch size that fits.
+fn check_memory(
+    model: &ModelConfig,
+    dropout: bool,
+    shape: Shape,
+    available: Option<u64>,
+) -> Result<()> {
+    let Some(available) = available else {
+        return Ok(());
+    };
+    let needed = cpu::memory(model, dropout, shape).total();
+    if needed <= available {
+        return Ok(());
+    }
+    let fits = |shape: &Shape| cpu::memory(model, dropout, *shape).total() <= available;
+    let smaller = |recompute| {
+        let sizes = (1..shape.batch_size).rev();
+        sizes
+            .map(move |batch_size| Shape {
+                batch_size,
+                recompute,
+                ..shape
+            })
+            .find(fits)
+    };
+    let same_batch = Shape {
+        recompute: Recompute::Block,
+        ..shape
+    };
+    let hint = if shape.recompute != Recompute::Block && fits(&same_batch) {
+        "--recompute=block fits, for about a third more time".to_owned()
+    } else if let Some(Shape { batch_size, .. }) = smaller(shape.recompute) {
+        format!("--batch_size={batch_size} fits; more gradient_accumulation_steps make up for it")
+    } else if let Some(Shape { batch_size, .. }) = smaller(Recompute::Block) {
+        format!("--batch_size={batch_size} --recompute=block fits")
+    } else {
+        "a smaller model; not even --batch_size=1 --recompute=block fits".to_owned()
+    };
+    Err(Error::config(format!(
+        "memory: this run needs {}, {} are available\nhint: {hint}",
+        human_bytes(needed),
+        human_bytes(available)
+    )))
 }
 
 /// Whether this program can compute on a device, before any work is done for it.
@@ -154,3 +267,66 @@ pub fn check_device(device: &str) -> Result<()> {
         ))),
     }
 }
+
+/// PyTorch's `clip_grad_norm_`: the factor that brings a gradient of this norm to `grad_clip`;
+/// 1 where it is short enough, or where `grad_clip` is 0 (off).
+fn clip_factor(grad_norm: f64, grad_clip: f64) -> f32 {
+    if grad_clip == 0.0 {
+        return 1.0;
+    }
+    (grad_clip / (grad_norm + 1e-6)).min(1.0) as f32
+}
+
+/// `found` in the order of `expected`, or the first name or shape that does not agree.
+fn in_order<'a>(
+    expected: &[Parameter],
+    found: &'a [NamedTensor],
+    what: &str,
+) -> Result<Vec<&'a NamedTensor>> {
+    let unknown = |tensor: &&NamedTensor| expected.iter().all(|p| p.name != tensor.name);
+    if let Some(tensor) = found.iter().find(unknown) {
+        return Err(Error::Data(format!(
+            "checkpoint: the model has no {what} {}, but the checkpoint does",
+            tensor.name
+        )));
+    }
+    let find = |parameter: &Parameter| {
+        let tensor = found.iter().find(|tensor| tensor.name == parameter.name);
+        let tensor = tensor.ok_or_else(|| {
+            Error::Data(format!("checkpoint: {what} {} is missing", parameter.name))
+        })?;
+        if tensor.shape != parameter.shape || tensor.data.len() != parameter.elements() {
+            return Err(Error::Data(format!(
+                "checkpoint: {what} {}: expected shape {:?}, got {:?}",
+                parameter.name, parameter.shape, tensor.shape
+            )));
+        }
+        Ok(tensor)
+    };
+    expected.iter().map(find).collect()
+}
+
+/// Rate of a large fp32 matrix product on all threads, in FLOP/s: the best of a few within a tenth
+/// of a second. What MFU is measured against where no data sheet says.
+fn measured_peak() -> f64 {
+    const SIZE: usize = 768;
+    const BUDGET: Duration = Duration::from_millis(100);
+    let dims = kernels::matmul::Dims {
+        m: SIZE,
+        k: SIZE,
+        n: SIZE,
+    };
+    let a = vec![0.5f32; SIZE * SIZE];
+    let mut out = vec![0.0; SIZE * SIZE];
+    let begin = Instant::now();
+    let mut best = f64::INFINITY;
+    while begin.elapsed() < BUDGET {
+        let start = Instant::now();
+        kernels::matmul::cpu::forward(&mut out, &a, &a, None, None, dims);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    dims.flops() as f64 / best
+}
+
+#[cfg(test)]
+mod tests;

@@ -165,8 +165,9 @@ impl<'a> Trainer<'a> {
         trainer.metrics.record(event);
         let step = trainer.state.step;
         trainer.metrics.begin(step, config.max_iters, scale);
-        trainer.metrics.phase(Phase::Training);
+        // From here on a stop saves first; who sees the phase may rely on it.
         signals.training_begins();
+        trainer.metrics.phase(Phase::Training);
         Ok(trainer)
     }
 }

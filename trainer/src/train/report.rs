@@ -63,16 +63,33 @@ pub(super) fn start(trainer: &Trainer<'_>, resolved: &Resolved) -> Vec<String> {
         "tokens per iteration will be: {}",
         human_count(config.tokens_per_iteration())
     ));
-    let available = machine::memory_available().map_or_else(|| "unknown".to_owned(), human_bytes);
     lines.push(format!(
-        "device {}, engine {}, {} threads; memory: {} for weights, gradients and moments, \
-         {available} available",
+        "device {}, engine {}, {} threads",
         trainer.engine.device(),
         trainer.engine.name(),
         machine::threads(config.threads),
-        human_bytes(model.parameter_count() * BYTES_PER_PARAMETER),
     ));
+    lines.push(memory_line(trainer));
     lines
+}
+
+/// What the run takes and what the machine has.
+fn memory_line(trainer: &Trainer<'_>) -> String {
+    let available = machine::memory_available().map_or_else(|| "unknown".to_owned(), human_bytes);
+    match trainer.engine.memory() {
+        Some(memory) => format!(
+            "memory: {} = {} for weights, gradients and moments + {} for activations; \
+             {available} available",
+            human_bytes(memory.total()),
+            human_bytes(memory.parameters),
+            human_bytes(memory.activations),
+        ),
+        None => format!(
+            "memory: {} for weights, gradients and moments, and what the activations take; \
+             {available} available",
+            human_bytes(trainer.state.model.parameter_count() * BYTES_PER_PARAMETER),
+        ),
+    }
 }
 
 /// The event that tells programs the same.

@@ -10,9 +10,51 @@ use serde_json::Value;
 use trainer::config::Config;
 use trainer::data::Batch;
 use trainer::engine::candle::CandleEngine;
-use trainer::engine::{Engine, EngineState, Hyperparameters, MicroStep};
+use trainer::engine::cpu::CpuEngine;
+use trainer::engine::{Engine, EngineState, Hyperparameters, MicroStep, Recompute, Shape};
 use trainer::model::{ModelConfig, NamedTensor, Parameter};
 use trainer::schedule;
+
+/// Which engine, and how it recomputes.
+#[derive(Clone, Copy)]
+enum Kind {
+    Candle,
+    Fused(Recompute),
+}
+
+/// An engine that shows what only a test wants to see.
+trait Probe: Engine {
+    fn gradients(&self) -> Vec<NamedTensor>;
+    /// `(B, T, V)` flattened.
+    fn all_logits(&mut self, batch: &Batch) -> Vec<f32>;
+}
+
+impl Probe for CandleEngine {
+    fn gradients(&self) -> Vec<NamedTensor> {
+        self.gradients()
+    }
+
+    fn all_logits(&mut self, batch: &Batch) -> Vec<f32> {
+        Self::all_logits(self, batch).unwrap()
+    }
+}
+
+impl Probe for CpuEngine {
+    fn gradients(&self) -> Vec<NamedTensor> {
+        self.gradients()
+    }
+
+    fn all_logits(&mut self, batch: &Batch) -> Vec<f32> {
+        // Token by token through the cache; gradients show that all at once is right as well.
+        let mut logits = Vec::new();
+        for row in batch.inputs.chunks(batch.block_size) {
+            for end in 1..=row.len() {
+                logits.extend(self.logits(&row[..end]).unwrap());
+            }
+        }
+        logits
+    }
+}
 
 struct Golden {
     dir: PathBuf,
@@ -101,9 +143,21 @@ impl Golden {
         file.tensors().into_iter().map(read).collect()
     }
 
-    fn engine(&self) -> CandleEngine {
+    /// An engine with the golden initial parameters.
+    fn engine(&self, kind: Kind) -> Box<dyn Probe> {
         let hyper = Hyperparameters::of(&self.config);
-        let mut engine = CandleEngine::new(&self.model, hyper).unwrap();
+        let fused = |recompute| {
+            let shape = Shape {
+                batch_size: self.config.batch_size,
+                block_size: self.config.block_size,
+                recompute,
+            };
+            Box::new(CpuEngine::new(&self.model, hyper, shape))
+        };
+        let mut engine: Box<dyn Probe> = match kind {
+            Kind::Candle => Box::new(CandleEngine::new(&self.model, hyper).unwrap()),
+            Kind::Fused(recompute) => fused(recompute),
+        };
         let parameters = self.tensors("init.safetensors");
         let zeros = |tensor: &NamedTensor| NamedTensor {
             data: vec![0.0; tensor.data.len()],
@@ -120,7 +174,7 @@ impl Golden {
         engine
     }
 
-    fn accumulate(&self, engine: &mut CandleEngine, step: usize) {
+    fn accumulate(&self, engine: &mut dyn Probe, step: usize) {
         for micro in 0..self.config.gradient_accumulation_steps {
             let at = MicroStep {
                 step: step as u64,
@@ -132,7 +186,7 @@ impl Golden {
         }
     }
 
-    fn train(&self, engine: &mut CandleEngine, mut each: impl FnMut(usize, f64, f64)) {
+    fn train(&self, engine: &mut dyn Probe, mut each: impl FnMut(usize, f64, f64)) {
         for step in 0..self.expected["steps"].as_array().unwrap().len() {
             self.accumulate(engine, step);
             let lr = schedule::learning_rate(&self.config, step as u64);
@@ -189,14 +243,14 @@ fn check_parameters(golden: &Golden) {
     }
 }
 
-fn check_logits_and_gradients(golden: &Golden) {
-    let mut engine = golden.engine();
-    let logits = engine.all_logits(&golden.batch(0, 0)).unwrap();
+fn check_logits_and_gradients(golden: &Golden, kind: Kind) {
+    let mut engine = golden.engine(kind);
+    let logits = engine.all_logits(&golden.batch(0, 0));
     let expected = golden.tensors("logits0.safetensors");
     let error = relative_error(&logits, &by_name(&expected, "logits").data);
     assert!(error < 1e-5, "logits: {error}");
 
-    golden.accumulate(&mut engine, 0);
+    golden.accumulate(engine.as_mut(), 0);
     let gradients = engine.gradients();
     let expected = golden.tensors("grads0.safetensors");
     assert_eq!(gradients.len(), expected.len());
@@ -206,9 +260,9 @@ fn check_logits_and_gradients(golden: &Golden) {
     }
 }
 
-fn check_training(golden: &Golden) {
-    let mut engine = golden.engine();
-    golden.train(&mut engine, |step, loss, grad_norm| {
+fn check_training(golden: &Golden, kind: Kind) {
+    let mut engine = golden.engine(kind);
+    golden.train(engine.as_mut(), |step, loss, grad_norm| {
         let expected = &golden.expected["steps"][step];
         let lr = schedule::learning_rate(&golden.config, step as u64);
         assert!(
@@ -240,9 +294,9 @@ fn check_training(golden: &Golden) {
     }
 }
 
-fn check_greedy(golden: &Golden) {
-    let mut engine = golden.engine();
-    golden.train(&mut engine, |_, _, _| ());
+fn check_greedy(golden: &Golden, kind: Kind) {
+    let mut engine = golden.engine(kind);
+    golden.train(engine.as_mut(), |_, _, _| ());
     let mut tokens = golden.tokens[..4].to_vec();
     let expected: Vec<u64> = golden.expected["greedy"]
         .as_array()
@@ -263,8 +317,8 @@ fn check_greedy(golden: &Golden) {
 }
 
 macro_rules! golden {
-    ($($case:ident)*) => {$(
-        mod $case {
+    ($($case:ident $engine:ident $kind:expr;)*) => {$(
+        mod $engine {
             use super::*;
 
             #[test]
@@ -274,20 +328,29 @@ macro_rules! golden {
 
             #[test]
             fn logits_and_gradients_are_pytorchs() {
-                check_logits_and_gradients(&Golden::open(stringify!($case)));
+                check_logits_and_gradients(&Golden::open(stringify!($case)), $kind);
             }
 
             #[test]
             fn thirty_steps_are_pytorchs() {
-                check_training(&Golden::open(stringify!($case)));
+                check_training(&Golden::open(stringify!($case)), $kind);
             }
 
             #[test]
             fn greedy_decoding_is_nanogpts() {
-                check_greedy(&Golden::open(stringify!($case)));
+                check_greedy(&Golden::open(stringify!($case)), $kind);
             }
         }
     )*};
 }
 
-golden!(nobias bias);
+golden! {
+    nobias nobias_candle Kind::Candle;
+    bias bias_candle Kind::Candle;
+    nobias nobias_fused Kind::Fused(Recompute::None);
+    bias bias_fused Kind::Fused(Recompute::None);
+    nobias nobias_fused_recompute_gelu Kind::Fused(Recompute::Gelu);
+    bias bias_fused_recompute_gelu Kind::Fused(Recompute::Gelu);
+    nobias nobias_fused_recompute_block Kind::Fused(Recompute::Block);
+    bias bias_fused_recompute_block Kind::Fused(Recompute::Block);
+}

@@ -131,7 +131,7 @@ fn help_lists_every_key_within_its_width() {
                                                                already
 
         Further keys:
-          --seed                         int    1337           seed of everything random
+          --seed                         int    1              seed of everything random
           --data_dir                     path   ""             folder of the datasets; if empty,
                                                                $ANNEAL_DATA or else data
           --data_url                     str    ""             mirror to try first when a dataset is
@@ -157,8 +157,12 @@ fn help_lists_every_key_within_its_width() {
                                                                running mean has diverged; 0 means
                                                                off
           --rollback_max                 int    3              roll back at most so many times
-          --engine                       str    "auto"         what computes the model (auto,
-                                                               candle)
+          --engine                       str    "auto"         what computes the model; auto is the
+                                                               fused engine, candle the readable one
+                                                               (auto, fused, candle)
+          --recompute                    str    "gelu"         what backward computes again to save
+                                                               memory: nothing, GELU and LayerNorm,
+                                                               or blocks (none, gelu, block)
           --threads                      int    0              CPU threads; 0 means all cores
           --progress                     str    "auto"         show a bar, or nanoGPT's log lines;
                                                                auto is a bar on a terminal (auto,

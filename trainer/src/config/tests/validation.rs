@@ -75,7 +75,8 @@ fn each_value_has_its_range() {
         ),
         ("sampling", &["x"], &["random", "epoch"]),
         ("on_divergence", &["x"], &["stop", "rollback"]),
-        ("engine", &["cuda"], &["auto", "candle"]),
+        ("engine", &["cuda"], &["auto", "fused", "candle"]),
+        ("recompute", &["all"], &["none", "gelu", "block"]),
         ("progress", &["x"], &["auto", "bar", "lines"]),
     ] {
         for value in good {

@@ -1,0 +1,137 @@
+//! What every engine must do, tested on all of them, and that they agree with each other.
+
+mod agreement;
+mod contract;
+
+use super::candle::CandleEngine;
+use super::cpu::CpuEngine;
+use super::*;
+
+/// An engine that shows its gradients.
+pub(super) trait Probe: Engine {
+    fn gradients(&self) -> Vec<NamedTensor>;
+}
+
+impl Probe for CandleEngine {
+    fn gradients(&self) -> Vec<NamedTensor> {
+        self.gradients()
+    }
+}
+
+impl Probe for CpuEngine {
+    fn gradients(&self) -> Vec<NamedTensor> {
+        self.gradients()
+    }
+}
+
+fn hyper(dropout: f64, gradient_accumulation_steps: u64) -> Hyperparameters {
+    Hyperparameters {
+        dropout,
+        gradient_accumulation_steps,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        adam_eps: 1e-8,
+        grad_clip: 1.0,
+        seed: 7,
+    }
+}
+
+const START: MicroStep = MicroStep { step: 0, micro: 0 };
+
+/// GPT-2 124M.
+fn gpt2() -> ModelConfig {
+    ModelConfig {
+        n_layer: 12,
+        n_head: 12,
+        n_embd: 768,
+        block_size: 1024,
+        vocab_size: 50304,
+        bias: false,
+    }
+}
+
+#[test]
+fn clipping_brings_the_norm_to_the_limit() {
+    assert!((5.0 * f64::from(clip_factor(5.0, 1.0)) - 1.0).abs() < 1e-5);
+    assert_eq!(clip_factor(0.5, 1.0), 1.0);
+    assert_eq!(clip_factor(1e9, 0.0), 1.0);
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_with_a_batch_size_that_does() {
+    let model = gpt2();
+    let shape = Shape {
+        batch_size: 16,
+        block_size: 1024,
+        recompute: Recompute::Gelu,
+    };
+    let needed = |batch_size, recompute| {
+        cpu::memory(
+            &model,
+            false,
+            Shape {
+                batch_size,
+                recompute,
+                ..shape
+            },
+        )
+        .total()
+    };
+    let refusal = |available| {
+        let error = check_memory(&model, false, shape, Some(available)).unwrap_err();
+        assert_eq!(error.exit_code(), Some(protocol::ExitCode::Config));
+        error.to_string()
+    };
+    assert!(check_memory(&model, false, shape, Some(needed(16, Recompute::Gelu))).is_ok());
+    assert!(check_memory(&model, false, shape, None).is_ok());
+
+    let text = refusal(needed(16, Recompute::Gelu) - 1);
+    assert!(text.contains("hint: --recompute=block fits"), "{text}");
+    let text = refusal(needed(2, Recompute::Gelu));
+    assert!(text.contains("--batch_size=2 fits"), "{text}");
+    let text = refusal(needed(1, Recompute::Block));
+    assert!(
+        text.contains("--batch_size=1 --recompute=block fits"),
+        "{text}"
+    );
+    let text = refusal(1 << 30);
+    assert!(
+        text.contains("needs") && text.contains("a smaller model"),
+        "{text}"
+    );
+}
+
+#[test]
+fn recomputing_saves_the_memory_that_it_promises() {
+    let bytes = |recompute| {
+        let shape = Shape {
+            batch_size: 4,
+            block_size: 1024,
+            recompute,
+        };
+        cpu::memory(&gpt2(), false, shape).activations as f64
+    };
+    let (none, gelu, block) = (
+        bytes(Recompute::None),
+        bytes(Recompute::Gelu),
+        bytes(Recompute::Block),
+    );
+    assert!(
+        gelu < 0.75 * none && block < 0.6 * gelu,
+        "{none} {gelu} {block}"
+    );
+    assert!(
+        cpu::memory(
+            &gpt2(),
+            true,
+            Shape {
+                batch_size: 4,
+                block_size: 1024,
+                recompute: Recompute::None
+            }
+        )
+        .parameters
+            == 16 * gpt2().parameter_count()
+    );
+}
