@@ -56,6 +56,8 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let (times, losses) = time(engine.as_mut(), config, &mode, warmup_steps, steps)?;
     let profile = engine.take_profile();
     let peak_flops = engine.peak_flops()?;
+    // Before the bandwidth's buffers count as well.
+    let peak_memory = machine::peak_memory();
     let rooms = rooms(&profile, steps, peak_flops, measured_bandwidth());
     if format == "table" {
         return print(&table(&rooms));
@@ -81,7 +83,7 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
         "mfu": peak_flops.filter(|_| mode == "train").map(|peak| flops_per_second / peak),
         "loss_first": losses.first(),
         "loss_last": losses.last(),
-        "peak_rss_mib": machine::peak_memory().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        "peak_rss_mib": peak_memory.map(|bytes| bytes as f64 / f64::from(1 << 20)),
         "rooms": rooms,
     });
     print(&report.to_string())

@@ -31,23 +31,26 @@ pub(super) fn run(
     profile: &mut Profile,
 ) {
     let plan = context.plan;
-    for op in &plan.ops {
-        let begin = Instant::now();
-        match op {
-            Op::Embedding { .. }
-            | Op::LayerNorm { .. }
-            | Op::ResidualLayerNorm { .. }
-            | Op::DropoutResidual { .. }
-            | Op::Linear { .. }
-            | Op::LinearGelu { .. }
-            | Op::Attention { .. }
-            | Op::Gelu { .. }
-            | Op::Head { .. }
-            | Op::Classifier { .. } => context.forward(op, arena),
-            _ => context.backward(op, arena, gradients),
+    // From within the pool every operation starts at once; from outside each would wake it first.
+    rayon::scope(|_| {
+        for op in &plan.ops {
+            let begin = Instant::now();
+            match op {
+                Op::Embedding { .. }
+                | Op::LayerNorm { .. }
+                | Op::ResidualLayerNorm { .. }
+                | Op::DropoutResidual { .. }
+                | Op::Linear { .. }
+                | Op::LinearGelu { .. }
+                | Op::Attention { .. }
+                | Op::Gelu { .. }
+                | Op::Head { .. }
+                | Op::Classifier { .. } => context.forward(op, arena),
+                _ => context.backward(op, arena, gradients),
+            }
+            profile.add(op.room(), begin.elapsed(), op.flops(plan), op.bytes(plan));
         }
-        profile.add(op.room(), begin.elapsed(), op.flops(plan), op.bytes(plan));
-    }
+    });
 }
 
 pub(super) fn attention_dims(
