@@ -21,12 +21,11 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code.code().into(),
         Err(error) => {
-            for line in error.to_string().lines() {
-                let prefix = if line.starts_with("hint: ") {
-                    ""
-                } else {
-                    "error: "
-                };
+            // A config may have several faults, each an error; others have one, and its details.
+            let each_line = matches!(error, Error::Config(_));
+            for (index, line) in error.to_string().lines().enumerate() {
+                let is_fault = (each_line || index == 0) && !line.starts_with("hint: ");
+                let prefix = if is_fault { "error: " } else { "" };
                 // Nobody is left to tell if standard error is closed.
                 writeln!(io::stderr(), "{prefix}{line}").ok();
             }
