@@ -17,6 +17,10 @@ pub(super) struct Draft {
     /// Keys that have been set, in order, and where.
     origins: Vec<(&'static str, String)>,
     faults: Vec<String>,
+    /// Keys that somebody meant to set and that still hold their default.
+    doubtful: Vec<&'static str>,
+    /// Something could not be read at all: any key may have been meant.
+    unreadable: bool,
 }
 
 impl Draft {
@@ -100,6 +104,7 @@ impl Draft {
     /// Notes a fault that belongs to no key.
     pub(super) fn fault(&mut self, text: String) {
         self.faults.push(text);
+        self.unreadable = true;
     }
 
     /// The config and every fault: those met so far, and the rules that the values break.
@@ -108,15 +113,18 @@ impl Draft {
             config,
             origins,
             mut faults,
+            doubtful,
+            unreadable,
         } = self;
         let is_set = |name: &&str| origins.iter().any(|(set, _)| set == name);
         // After a fault some keys may hold defaults that nobody meant. A rule that involves them
         // could complain of a value that is written nowhere.
-        let doubtful = !faults.is_empty();
+        let is_meant =
+            |name: &&str| is_set(name) || !(unreadable || doubtful.iter().any(|key| key == name));
         let mut broken: Vec<_> = config
             .faults()
             .into_iter()
-            .filter(|fault| !doubtful || fault.keys.iter().all(is_set))
+            .filter(|fault| fault.keys.iter().all(is_meant))
             .map(|fault| {
                 let origin = origins
                     .iter()
@@ -138,10 +146,14 @@ impl Draft {
         let key = table::find(name);
         if key.is_none() {
             let advice = match nearest(name, KEYS.iter().map(|key| key.name)) {
-                Some(nearest) => format!("did you mean {nearest}?"),
+                Some(nearest) => {
+                    self.doubtful.push(nearest);
+                    format!("did you mean {nearest}?")
+                }
                 None => "--help lists every key".to_owned(),
             };
-            self.fault(format!("{place}: unknown key `{name}`; {advice}"));
+            self.faults
+                .push(format!("{place}: unknown key `{name}`; {advice}"));
         }
         key
     }
@@ -158,7 +170,9 @@ impl Draft {
     fn refuse(&mut self, place: &str, key: &Key, got: &str) {
         self.origins.retain(|(name, _)| *name != key.name);
         let (name, expected) = (key.name, key.kind.expectation());
-        self.fault(format!("{place}: {name}: expected {expected}, got {got}"));
+        self.doubtful.push(name);
+        self.faults
+            .push(format!("{place}: {name}: expected {expected}, got {got}"));
     }
 }
 

@@ -134,3 +134,14 @@ fn settings_without_effect_are_noted() {
     "#]],
     );
 }
+
+#[test]
+fn a_rule_over_defaults_is_told_beside_other_faults_unless_they_touch_its_keys() {
+    let told = |words: &[&str]| faults(None, words);
+    let rule = "n_embd: expected a multiple of n_head";
+    assert!(told(&["--n_embd=7", "--nonsense=1"]).contains(rule));
+    assert!(told(&["--n_embd=7", "--batch_size=x"]).contains(rule));
+    // n_head may have been meant to be 7.
+    assert!(!told(&["--n_embd=7", "--n_hea=7"]).contains(rule));
+    assert!(!told(&["--n_embd=7", "--n_head=x"]).contains(rule));
+}
