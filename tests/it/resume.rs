@@ -49,7 +49,13 @@ fn kills_at_any_moment_change_nothing() {
     // A checkpoint after every step, so that many kills fall into a save. Each try is killed a few
     // events after its start and then some milliseconds: before the first step, in a step, in a
     // save, between them.
-    let words = ["--resume=auto", "--checkpoint_interval=1"];
+    // A model that takes its time, so that a try is over long after its kill is due.
+    let words = [
+        "--resume=auto",
+        "--checkpoint_interval=1",
+        "--n_embd=128",
+        "--batch_size=64",
+    ];
     straight.train(&words).expect_code(0);
     let mut kills: u64 = 0;
     while killed.kill_after_events(&words, 3 + kills as usize * 5 % 17, kills % 7) {
