@@ -245,6 +245,21 @@ fn eval_only_evaluates_and_leaves_no_checkpoint() {
 }
 
 #[test]
+fn eval_only_evaluates_a_resumed_run_at_whatever_step_it_stands() {
+    let scene = Scene::new();
+    scene.train(&["--max_iters=7"]).expect_code(0);
+    let run = scene
+        .train(&["--resume", "--eval_only=True"])
+        .expect_code(0);
+    assert!(
+        run.stdout.contains("\nstep 7: train loss"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!((scene.checkpoints(), scene.losses().len()), (vec![7], 7));
+}
+
+#[test]
 fn a_run_of_a_config_by_nanogpt_is_read_as_it_is() {
     let scene = Scene::new();
     let config = "# a nanoGPT config\nout_dir = 'mine'\neval_interval = 5 # often\n\

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{Event, ExitCode, Phase, RunDir};
 
-use crate::checkpoint::{self, Checkpoints, SaveOutcome, Snapshot, TrainState};
+use crate::checkpoint::{Checkpoints, SaveOutcome, Snapshot, TrainState};
 use crate::config::Config;
 use crate::data::{Dataset, Loader};
 use crate::engine::{Engine, MicroStep, UpdateStats};
@@ -20,6 +20,7 @@ use crate::schedule;
 use crate::signals::Signals;
 use crate::tokenizer::Tokenizer;
 
+use self::open::load_newest;
 pub use self::open::train;
 pub(crate) use self::open::{identity, open_data, open_loader};
 
@@ -60,13 +61,20 @@ impl Trainer<'_> {
         loop {
             let step = self.state.step;
             let at_end = step >= self.config.max_iters;
-            let val_loss = if every(self.config.eval_interval, step) || at_end {
+            let eval_due = every(self.config.eval_interval, step) || at_end;
+            let val_loss = if eval_due || self.config.eval_only {
                 self.evaluate(step)?
             } else {
                 None
             };
             if self.config.eval_only {
-                return Ok(Ending::Evaluated);
+                // Only a stop leaves it without its loss.
+                let evaluated = val_loss.is_some();
+                return Ok(if evaluated {
+                    Ending::Evaluated
+                } else {
+                    Ending::Stopped
+                });
             }
             let stop = self.signals.stop_requested();
             if stop || at_end || self.checkpoint_is_due(step, val_loss) {
@@ -267,11 +275,7 @@ impl Trainer<'_> {
         }
         let outcomes = self.checkpoints.finish();
         self.report_saves(outcomes);
-        let mut damaged = Vec::new();
-        let loaded = checkpoint::load_newest(&self.run, &mut |message| damaged.push(message))?;
-        for message in damaged {
-            self.metrics.warning(&message);
-        }
+        let loaded = load_newest(&self.run, self.metrics)?;
         let Some(loaded) = loaded else {
             return give_up(", and there is no checkpoint to go back to");
         };

@@ -77,7 +77,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => arguments.start.clone(),
     };
     let tokens = tokenizer.encode(&prompt)?;
-    let config = Config::from_toml_str(&loaded.state.config)?;
+    let mut config = Config::from_toml_str(&loaded.state.config)?;
+    // Training's batches are not needed here, nor is the memory for them.
+    config.batch_size = 1;
     let mut engine = engine::build(&config, &loaded.state.model)?;
     engine.load_parameters(&loaded.engine.parameters)?;
     let options = SampleOptions {

@@ -18,9 +18,9 @@ pub const INFO: &str = "dataset.json";
 pub const TRAIN: &str = "train.bin";
 pub const VAL: &str = "val.bin";
 /// The tokenizer of a character vocabulary.
-pub const VOCAB: &str = "vocab.json";
+pub const VOCAB: &str = protocol::RunDir::VOCAB;
 /// A Hugging Face tokenizer of one's own.
-pub const TOKENIZER: &str = "tokenizer.json";
+pub const TOKENIZER: &str = protocol::RunDir::TOKENIZER;
 
 const FORMAT_VERSION: u32 = 1;
 const GPT2_VOCAB_SIZE: usize = 50_257;

@@ -12,8 +12,7 @@ use kernels::{adamw, global_norm};
 
 use self::gpt::{Dropout, Gpt, KeyValueCache};
 use super::{
-    Engine, EngineState, Hyperparameters, Memory, MicroStep, UpdateStats, clip_factor, in_order,
-    measured_peak,
+    Engine, EngineState, Hyperparameters, Memory, MicroStep, UpdateStats, in_order, measured_peak,
 };
 use crate::data::Batch;
 use crate::error::Result;
@@ -189,7 +188,7 @@ impl Engine for CandleEngine {
                     0.0
                 },
                 update: self.updates,
-                gradient_scale: clip_factor(grad_norm, self.hyper.grad_clip),
+                gradient_scale: global_norm::clip_factor(grad_norm, self.hyper.grad_clip),
             };
             let var = &self.vars[index];
             let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;

@@ -13,8 +13,8 @@ use self::decode::Decoder;
 use self::run::{Context, run};
 use super::plan::{Layout, Plan, PlanRequest, Recompute};
 use super::{
-    Engine, EngineState, Hyperparameters, Memory, MicroStep, Profile, Shape, UpdateStats,
-    clip_factor, in_order, measured_peak,
+    Engine, EngineState, Hyperparameters, Memory, MicroStep, Profile, Shape, UpdateStats, in_order,
+    measured_peak,
 };
 use crate::data::Batch;
 use crate::error::Result;
@@ -242,7 +242,7 @@ impl Engine for CpuEngine {
                 eps: self.hyper.adam_eps,
                 weight_decay: self.hyper.weight_decay,
                 update: self.updates,
-                gradient_scale: clip_factor(grad_norm, self.hyper.grad_clip),
+                gradient_scale: global_norm::clip_factor(grad_norm, self.hyper.grad_clip),
             };
             adamw::cpu::step(
                 &mut self.parameters,

@@ -268,15 +268,6 @@ pub fn check_device(device: &str) -> Result<()> {
     }
 }
 
-/// PyTorch's `clip_grad_norm_`: the factor that brings a gradient of this norm to `grad_clip`;
-/// 1 where it is short enough, or where `grad_clip` is 0 (off).
-fn clip_factor(grad_norm: f64, grad_clip: f64) -> f32 {
-    if grad_clip == 0.0 {
-        return 1.0;
-    }
-    (grad_clip / (grad_norm + 1e-6)).min(1.0) as f32
-}
-
 /// `found` in the order of `expected`, or the first name or shape that does not agree.
 fn in_order<'a>(
     expected: &[Parameter],

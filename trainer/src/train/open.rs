@@ -120,7 +120,8 @@ impl<'a> Trainer<'a> {
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
         if resume {
-            let loaded = load_checkpoint(run, metrics)?;
+            let loaded = load_newest(run, metrics)?;
+            let loaded = loaded.expect("the directory held a checkpoint when it was claimed");
             checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
             report::changed_keys(config, &loaded.state, metrics)?;
             engine.load_state(&loaded.engine)?;
@@ -254,11 +255,12 @@ fn model_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     })
 }
 
-fn load_checkpoint(run: &RunDir, metrics: &mut Metrics) -> Result<Loaded> {
+/// The newest checkpoint that verifies; each that does not is a warning.
+pub(super) fn load_newest(run: &RunDir, metrics: &mut Metrics) -> Result<Option<Loaded>> {
     let mut damaged = Vec::new();
     let loaded = checkpoint::load_newest(run, &mut |message| damaged.push(message));
     for message in damaged {
         metrics.warning(&message);
     }
-    loaded?.ok_or_else(|| Error::Data(format!("{} holds no checkpoint", run.root().display())))
+    loaded
 }

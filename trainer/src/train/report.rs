@@ -130,7 +130,7 @@ pub(super) fn changed_keys(
 pub(super) fn end(trainer: &mut Trainer<'_>, ending: Ending) -> Result<()> {
     let step = trainer.state.step;
     let out_dir = trainer.run.root().display().to_string();
-    if ending == Ending::Stopped {
+    if ending == Ending::Stopped && !trainer.config.eval_only {
         trainer.metrics.note(&format!(
             "stopped at step {step} with a checkpoint in {out_dir}; --resume goes on from there"
         ));
