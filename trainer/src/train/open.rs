@@ -120,8 +120,7 @@ impl<'a> Trainer<'a> {
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
         if resume {
-            let loaded = load_newest(run, metrics)?;
-            let loaded = loaded.expect("the directory held a checkpoint when it was claimed");
+            let loaded = load_newest(run, metrics)?.expect("claimed for its checkpoint");
             checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
             report::changed_keys(config, &loaded.state, metrics)?;
             engine.load_state(&loaded.engine)?;
