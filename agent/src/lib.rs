@@ -1,0 +1,9 @@
+//! The agent: supervises a trainer, brings its checkpoints to a store and back, and makes sure that
+//! one job has one trainer.
+//!
+//! Modules stand in reading order; each names only modules above it.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod storage;
