@@ -6,6 +6,8 @@
 
 pub mod philox;
 pub mod simd;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
 pub mod gelu;
 pub mod dropout;
 pub mod embedding;

@@ -8,12 +8,18 @@ use crate::simd::tests::{assert_close, erfc, random, widen, with_any_threads};
 /// f32 rounds at each of some twenty operations: a few units in the last place of values near 1.
 const TOLERANCE: f64 = 1e-6;
 
-fn exact(x: f64) -> f64 {
+pub(super) fn exact(x: f64) -> f64 {
     0.5 * x * erfc(-x / std::f64::consts::SQRT_2)
 }
 
-fn tanh_form(x: f64) -> f64 {
+pub(super) fn tanh_form(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+/// The derivative of `f` at `x`.
+pub(super) fn slope(f: fn(f64) -> f64, x: f64) -> f64 {
+    const STEP: f64 = 1e-5;
+    (f(x + STEP) - f(x - STEP)) / (2.0 * STEP)
 }
 
 fn inputs(n: usize, seed: u64) -> Vec<f32> {
@@ -37,14 +43,8 @@ fn check(
 
     let mut dx = dout.clone();
     backward(&mut dx, &x);
-    let step = 1e-5;
-    let slope = |x: f64| (gelu(x + step) - gelu(x - step)) / (2.0 * step);
-    let expected: Vec<f64> = widen(&x).into_iter().map(slope).collect();
-    let expected: Vec<f64> = expected
-        .iter()
-        .zip(widen(&dout))
-        .map(|(s, d)| s * d)
-        .collect();
+    let terms = widen(&x).into_iter().zip(widen(&dout));
+    let expected: Vec<f64> = terms.map(|(x, dout)| slope(gelu, x) * dout).collect();
     assert_close(&dx, &expected, TOLERANCE);
 }
 

@@ -1,0 +1,24 @@
+// Where in a kernel something happened, and the one way out of a kernel that broke a rule.
+#pragma once
+
+namespace emulator {
+
+struct Site {
+    const char* file;
+    int line;
+};
+
+// Prints kernel, block, thread, site and the message to stderr and aborts the process.
+[[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+}  // namespace emulator
+
+// As a default argument, the place of the call.
+#define EMULATOR_HERE ::emulator::Site{__builtin_FILE(), __builtin_LINE()}
+
+// Device functions that synchronise take the place of their call along: `float f(float x SITE)`
+// calls `g(x PASS_SITE)`, so that a report names the kernel's line. Empty under nvcc.
+#define SITE , ::emulator::Site site = EMULATOR_HERE
+#define SITE_ONLY ::emulator::Site site = EMULATOR_HERE
+#define PASS_SITE , site
+#define PASS_SITE_ONLY site
