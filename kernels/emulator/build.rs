@@ -3,8 +3,6 @@
 //! One object for each file, compiled again only if the file, a header it includes or the command
 //! changed. `ANNEAL_EMULATOR_FLAGS` adds flags of the compiler, such as `-fsanitize=address`.
 
-#![expect(clippy::print_stdout, reason = "cargo reads a build script's output")]
-
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};

@@ -39,6 +39,11 @@ impl Philox {
         }
     }
 
+    /// What the seed and the stream make of the counters, for code that runs elsewhere.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// Four uniform 32-bit words for this counter. Inlined, so that loops over counters vectorise.
     #[inline(always)]
     pub fn block(&self, counter: [u32; 4]) -> [u32; 4] {

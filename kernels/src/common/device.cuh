@@ -301,11 +301,21 @@ __device__ __forceinline__ uint4 philox4x32_10(uint4 counter, uint2 key) {
 // The dropout of one tensor at one micro-step, as kernels/src/dropout: element i is kept where
 // word i % 4 of the block at (i / 4, place, at) is >= threshold, and then multiplied by `keep`.
 // p = 0 is threshold 0 and keep 1. `key`, `place`, `threshold` and `keep` are kernel arguments
-// (`dropout::cuda::Arguments` makes them); `at` is read from device memory.
+// (`Dropout::args` in kernels/src/dropout/cuda.rs makes them); `at` is read from device memory.
 struct Dropout {
     uint2 key, at;
     unsigned place, threshold;
     float keep;
+
+    // `at` may be null where nothing is dropped (threshold 0): all factors are `keep` = 1.
+    static __device__ __forceinline__ Dropout of(const unsigned* at, unsigned key_0,
+                                                 unsigned key_1, unsigned place,
+                                                 unsigned threshold, float keep) {
+        const uint2 place_in_time = at ? make_uint2(at[0], at[1]) : make_uint2(0, 0);
+        return Dropout{make_uint2(key_0, key_1), place_in_time, place, threshold, keep};
+    }
+    // Whether any element may be dropped; else the words need not be made.
+    __device__ __forceinline__ bool drops() const { return threshold != 0; }
 
     // The words of elements 4 block to 4 block + 3.
     __device__ __forceinline__ uint4 words(unsigned block) const {

@@ -14,6 +14,8 @@ mod stream;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod tests;
 
 pub use buffer::Buffer;

@@ -49,8 +49,7 @@ impl Dropout {
             (first + out.len()).div_ceil(4) <= 1 << 32,
             "a tensor has more elements than its dropout has random words"
         );
-        let threshold = (self.p * (1u64 << 32) as f64) as u32;
-        let keep = (1.0 / (1.0 - self.p)) as f32;
+        let (threshold, keep) = (self.threshold(), self.keep());
         let (head, body) = out.split_at_mut(out.len().min((4 - first % 4) % 4));
         let partial_block = |block: usize, skip: usize, out: &mut [f32]| {
             let words = self.block(block as u32);

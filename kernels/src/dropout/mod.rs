@@ -11,6 +11,8 @@
 //! a mask depends on the seed, the place in the model and the step, never on who computes it.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -26,4 +28,16 @@ pub struct Dropout {
     pub place: u32,
     /// Step and micro-step, as two words of the counter.
     pub at: [u32; 2],
+}
+
+impl Dropout {
+    /// The smallest random word that keeps an element.
+    pub(crate) fn threshold(&self) -> u32 {
+        (self.p * (1u64 << 32) as f64) as u32
+    }
+
+    /// The factor of an element that is kept.
+    pub(crate) fn keep(&self) -> f32 {
+        (1.0 / (1.0 - self.p)) as f32
+    }
 }
