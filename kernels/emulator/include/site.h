@@ -6,6 +6,11 @@ namespace emulator {
 struct Site {
     const char* file;
     int line;
+
+    // As a default argument, the place of the call.
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return Site{file, line};
+    }
 };
 
 // Prints kernel, block, thread, site and the message to stderr and aborts the process.
@@ -13,8 +18,7 @@ struct Site {
 
 }  // namespace emulator
 
-// As a default argument, the place of the call.
-#define EMULATOR_HERE ::emulator::Site{__builtin_FILE(), __builtin_LINE()}
+#define EMULATOR_HERE ::emulator::Site::here()
 
 // Device functions that synchronise take the place of their call along: `float f(float x SITE)`
 // calls `g(x PASS_SITE)`, so that a report names the kernel's line. Empty under nvcc.

@@ -106,6 +106,6 @@ inline int __any_sync(unsigned mask, int predicate, emulator::Site site = EMULAT
                               [](unsigned ballot, unsigned) { return unsigned(ballot != 0); }));
 }
 inline int __all_sync(unsigned mask, int predicate, emulator::Site site = EMULATOR_HERE) {
-    return int(emulator::vote(mask, "__all_sync", predicate, site,
-                              [](unsigned ballot, unsigned mask) { return unsigned(ballot == mask); }));
+    const auto all = [](unsigned ballot, unsigned mask) { return unsigned(ballot == mask); };
+    return int(emulator::vote(mask, "__all_sync", predicate, site, all));
 }

@@ -86,8 +86,9 @@ char* shared_memory(uint32_t address, unsigned bytes, const char* what, Site sit
     for (const StaticArray& array : block.arrays)
         inside |= address >= array.offset && end <= array.offset + array.bytes;
     if (!inside)
-        fail(site, "%s, shared address %u, is outside the block's shared memory (%zu bytes dynamic)",
-             what, address, block.dynamic_bytes);
+        fail(site, "%s, shared address %u, is outside the block's shared memory (%zu bytes "
+             "dynamic, %zu static arrays)", what, address, block.dynamic_bytes,
+             block.arrays.size());
     return block.shared + address;
 }
 

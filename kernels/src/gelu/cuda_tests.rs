@@ -9,7 +9,7 @@ use crate::cuda::{Buffer, CudaError, Float, Stream};
 
 type Launcher<T> = fn(&Stream, &mut Buffer<T>, &Buffer<T>) -> Result<(), CudaError>;
 
-/// No element, one, less than a vector, whole vectors, a tail, and more than one block of each type.
+/// No element, one, less than a vector, whole vectors, a tail, and more than one block.
 const LENGTHS: [usize; 6] = [0, 1, 3, 64, 509, 4099];
 
 fn check<T: Float>(gelu: fn(f64) -> f64, forward: Launcher<T>, backward: Launcher<T>) {
