@@ -10,6 +10,8 @@ mod device;
 mod emulated;
 mod element;
 mod error;
+#[cfg(all(test, feature = "cuda"))]
+mod fatbin;
 mod stream;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
