@@ -8,6 +8,8 @@ pub mod philox;
 pub mod simd;
 #[cfg(any(test, feature = "device"))]
 pub mod cuda;
+#[cfg(test)]
+mod conformance;
 pub mod gelu;
 pub mod dropout;
 pub mod embedding;
