@@ -59,7 +59,7 @@ const UNSHIPPED_CONFIGS: [(&str, &str); 2] = [
 ];
 
 /// Top-level entries that builds, runs and git leave behind; `out…` is one, too.
-const OUTPUTS: [&str; 5] = [".git", "data", "node_modules", "runs", "target"];
+const OUTPUTS: [&str; 6] = [".git", "data", "dist", "node_modules", "runs", "target"];
 
 /// Files that nobody writes by hand, or that are not ours to change.
 const FOREIGN_FILES: [&str; 3] = ["Cargo.lock", "LICENSE-APACHE", "LICENSE-MIT"];
@@ -142,7 +142,8 @@ fn sources(root: &Path) -> Vec<Source> {
             let name = entry.file_name().to_string_lossy().into_owned();
             let kind = entry.file_type().unwrap_or_else(|e| panic!("{name}: {e}"));
             let output = OUTPUTS.contains(&name.as_str()) || name.starts_with("out");
-            if (folder == root && output) || name == "__pycache__" {
+            let measured = entry.path() == root.join("bench/out");
+            if (folder == root && output) || measured || name == "__pycache__" {
                 continue;
             }
             if kind.is_dir() {
