@@ -1,7 +1,8 @@
 //! Compiles the emulator's runtime and every kernel of `kernels/src/*/*.cu` with the C++ compiler.
 //!
 //! One object for each file, compiled again only if the file, a header it includes or the command
-//! changed. `ANNEAL_EMULATOR_FLAGS` adds flags of the compiler, such as `-fsanitize=address`.
+//! changed. `ANNEAL_EMULATOR_SANITIZE=address|undefined|thread` compiles the kernels with that
+//! sanitizer, for `sanitize.sh`.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -11,7 +12,39 @@ use std::{env, fs, thread};
 
 /// Compilations at a time.
 const JOBS: usize = 2;
-const EXTRA_FLAGS: &str = "ANNEAL_EMULATOR_FLAGS";
+const SANITIZE: &str = "ANNEAL_EMULATOR_SANITIZE";
+
+/// Finds faults in kernels as they run. The runtime is not compiled with it.
+#[derive(Clone, Copy)]
+struct Sanitizer {
+    name: &'static str,
+    kernel_flags: &'static [&'static str],
+    /// Tells the headers and the runtime, which then call the sanitizer's library.
+    define: &'static str,
+    library: &'static str,
+}
+
+const SANITIZERS: [Sanitizer; 3] = [
+    Sanitizer {
+        name: "address",
+        kernel_flags: &["-fsanitize=address"],
+        define: "EMULATOR_ASAN",
+        library: "asan",
+    },
+    Sanitizer {
+        name: "undefined",
+        kernel_flags: &["-fsanitize=undefined", "-fno-sanitize-recover=all"],
+        define: "EMULATOR_UBSAN",
+        library: "ubsan",
+    },
+    Sanitizer {
+        name: "thread",
+        // Fences are told to it by the headers.
+        kernel_flags: &["-fsanitize=thread", "-Wno-tsan"],
+        define: "EMULATOR_TSAN",
+        library: "tsan",
+    },
+];
 
 fn main() {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
@@ -20,20 +53,32 @@ fn main() {
     for room in entries(&rooms).iter().filter(|path| path.is_dir()) {
         sources.extend(files(room, "cu"));
     }
-    for watched in [&here.join("include"), &here.join("runtime"), &rooms] {
+    let tests = here.join("tests");
+    let planted = tests.join("planted.cu");
+    sources.push(planted.clone());
+    for watched in [&here.join("include"), &here.join("runtime"), &rooms, &tests] {
         println!("cargo::rerun-if-changed={}", watched.display());
     }
-    println!("cargo::rerun-if-env-changed={EXTRA_FLAGS}");
+    println!("cargo::rerun-if-env-changed={SANITIZE}");
 
-    let compiler = compiler(&here);
-    let objects = Path::new(&variable("OUT_DIR")).join("objects");
+    let sanitizer = sanitizer();
+    let name = sanitizer.map_or("none", |sanitizer| sanitizer.name);
+    println!("cargo::rustc-env={SANITIZE}={name}");
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let objects = out.join("objects").join(name);
     fs::create_dir_all(&objects).expect("OUT_DIR can be written");
+    let (runtime, kernels) = (
+        compiler(&here, sanitizer, false),
+        compiler(&here, sanitizer, true),
+    );
     let (queue, compiled) = (Mutex::new(sources), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..JOBS {
             scope.spawn(|| {
                 while let Some(source) = { queue.lock().expect("no worker panics").pop() } {
-                    let object = compile(&compiler, &source, &objects);
+                    let is_kernel = source.extension().is_some_and(|is| is == "cu");
+                    let compiler = if is_kernel { &kernels } else { &runtime };
+                    let object = (compile(compiler, &source, &objects), source);
                     compiled.lock().expect("no worker panics").push(object);
                 }
             });
@@ -42,18 +87,54 @@ fn main() {
 
     let mut compiled = compiled.into_inner().expect("no worker panics");
     compiled.sort();
+    // Broken kernels are for the emulator's own tests alone.
+    let (planted, compiled): (Vec<_>, Vec<_>) = compiled
+        .into_iter()
+        .partition(|(_, source)| *source == planted);
+    for (object, _) in planted {
+        println!("cargo::rustc-link-arg-tests={}", object.display());
+    }
     let mut archive = cc::Build::new();
-    archive.cpp(true).cargo_metadata(false).objects(compiled);
+    archive.cpp(true).cargo_metadata(false);
+    archive.objects(compiled.into_iter().map(|(object, _)| object));
     archive.compile("emulator_kernels");
-    println!("cargo::rustc-link-search=native={}", variable("OUT_DIR"));
+    println!("cargo::rustc-link-search=native={}", out.display());
     // Kernels register themselves before main: nothing names them, so all objects are linked.
     println!("cargo::rustc-link-lib=static:+whole-archive=emulator_kernels");
     println!("cargo::rustc-link-lib=stdc++");
+    if let Some(sanitizer) = sanitizer {
+        link_library(&runtime, sanitizer);
+    }
 }
 
-fn compiler(here: &Path) -> cc::Tool {
+fn sanitizer() -> Option<Sanitizer> {
+    let wanted = env::var(SANITIZE).ok().filter(|name| !name.is_empty())?;
+    let found = SANITIZERS
+        .into_iter()
+        .find(|sanitizer| sanitizer.name == wanted);
+    Some(found.unwrap_or_else(|| {
+        panic!("{SANITIZE}: expected address, undefined or thread, got `{wanted}`")
+    }))
+}
+
+/// Links the library shared: `sanitize.sh` loads it before all others, as it must be.
+fn link_library(compiler: &cc::Tool, sanitizer: Sanitizer) {
+    let file = format!("lib{}.so", sanitizer.library);
+    let mut command = compiler.to_command();
+    let output = command.arg(format!("-print-file-name={file}")).output();
+    let output = output.expect("the compiler ran before");
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let Some(folder) = path.parent().filter(|_| path.is_absolute()) else {
+        panic!("the C++ compiler has no {file}")
+    };
+    println!("cargo::rustc-link-search=native={}", folder.display());
+    println!("cargo::rustc-link-lib=dylib={}", sanitizer.library);
+}
+
+fn compiler(here: &Path, sanitizer: Option<Sanitizer>, for_kernels: bool) -> cc::Tool {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(2).debug(false);
+    build.cpp(true).std("c++17").debug(false);
+    build.opt_level(if sanitizer.is_some() { 1 } else { 2 });
     build.include(here.join("include"));
     build.define("EMULATED", None).warnings(false);
     // Rounding must not depend on the machine that builds: no fused multiply-add but by name.
@@ -73,8 +154,11 @@ fn compiler(here: &Path) -> cc::Tool {
     if runs_here("x86-64-v3") {
         build.flag("-march=x86-64-v3");
     }
-    for flag in env::var(EXTRA_FLAGS).unwrap_or_default().split_whitespace() {
-        build.flag(flag);
+    if let Some(sanitizer) = sanitizer {
+        build.define(sanitizer.define, None);
+        for flag in sanitizer.kernel_flags.iter().filter(|_| for_kernels) {
+            build.flag(flag);
+        }
     }
     build.get_compiler()
 }

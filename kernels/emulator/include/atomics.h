@@ -44,7 +44,16 @@ T atomicCAS(T* address, T expected, T value, emulator::Site site = EMULATOR_HERE
                                    [=](T old) { return old == expected ? value : old; });
 }
 
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+// A sanitizer takes each fence to be ordered after all fences before it, by whatever the threads
+// tell each other in between.
+inline void __threadfence() {
+    static const char token = 0;
+    emulator::happened(&token);
+#if !defined(EMULATOR_TSAN)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+    emulator::observe(&token);
+}
+inline void __threadfence_block() { __threadfence(); }
 // Spin loops must call it: it lets other threads run.
 inline void __nanosleep(unsigned) { emulator::yield(); }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "sanitize.h"
 #include "site.h"
 
 struct dim3 {
@@ -19,10 +20,14 @@ namespace emulator {
 
 constexpr unsigned WARP = 32;
 constexpr unsigned BARRIERS = 16;
-// The most shared memory any GPU gives a block (sm_90); launches are checked against the device.
-constexpr size_t SHARED_BYTES_MAX = 227 << 10;
-// Bytes around each static array that must still hold the poison when the block ends.
+// The most shared memory of a block, static and dynamic together; as in ../src/lib.rs.
+constexpr size_t SHARED_BYTES_MAX = 99 << 10;
+// Bytes behind each array that must still hold the poison when the block ends. The first of them
+// are looked at whenever a thread waits or ends, which tells the thread.
 constexpr size_t SHARED_GUARD_BYTES = 256;
+constexpr size_t SHARED_GUARD_NEAR_BYTES = 16;
+// Room for arrays and guards.
+constexpr size_t SHARED_REGION_BYTES = SHARED_BYTES_MAX + (64 << 10);
 // Every byte of shared memory before it is written: NaN in each float format.
 constexpr int POISON = 0xFF;
 
@@ -53,6 +58,7 @@ struct Thread {
 struct Barrier {
     unsigned generation = 0, arrived = 0, expected = 0;
     Site site{"", 0};
+    char tokens[2] = {};
 };
 
 // A meeting of the lanes of one mask; the last to arrive computes for all.
@@ -71,6 +77,8 @@ struct Warp {
 struct StaticArray {
     const void* key;
     size_t offset, bytes;
+    const char* name;
+    Site site;  // of the declaration
 };
 
 struct Block {
@@ -80,7 +88,7 @@ struct Block {
     std::vector<Warp> warps;
     Barrier barriers[BARRIERS];
     char* shared = nullptr;
-    size_t dynamic_bytes = 0, shared_top = 0;
+    size_t dynamic_bytes = 0, static_bytes = 0, shared_top = 0;
     std::vector<StaticArray> arrays;
 };
 
@@ -98,8 +106,10 @@ void yield();
 void barrier(unsigned id, unsigned threads, Site site);
 
 // Memory of a SHARED array; the same key gives every thread of the block the same memory.
-void* static_shared(const void* key, size_t bytes, Site site);
+void* static_shared(const void* key, size_t bytes, const char* name, Site site);
 inline void* dynamic_shared() { return current->block->shared; }
+// Fails where the running thread, which has come to `site`, wrote just behind an array.
+void check_shared_guards(Site site);
 
 // The 32-bit shared address of p.
 uint32_t shared_offset(const void* p, Site site);
@@ -122,6 +132,7 @@ template <class Operation>
 void warp_collective(unsigned mask, const char* name, void* slot, Site site, Operation operation) {
     Collective* collective;
     if (arrive(collective, mask, name, slot, site)) {
+        const Hidden hidden;
         operation(collective->slots, mask);
         complete(*collective);
     }

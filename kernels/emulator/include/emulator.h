@@ -55,7 +55,7 @@ inline void named_barrier(int id, int threads, emulator::Site site = EMULATOR_HE
 #define SHARED(T, name, N)                                                                       \
     static const char name##_key = 0;                                                            \
     T* name = static_cast<T*>(                                                                   \
-        ::emulator::static_shared(&name##_key, sizeof(T) * (N), EMULATOR_HERE))
+        ::emulator::static_shared(&name##_key, sizeof(T) * (N), #name, EMULATOR_HERE))
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(::emulator::dynamic_shared())
 
 #define KERNEL(name, threads, parameters, arguments, ...)                                        \

@@ -1,5 +1,6 @@
-// ldmatrix and mma.sync. Layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 / m16n8k8 with
-// floating point type" and "Warp-level matrix load instruction: ldmatrix". With group = lane / 4
+// ldmatrix and mma.sync. Layouts: PTX ISA 8.7, 9.7.14.5.7 "Matrix Fragments for mma.m16n8k8",
+// 9.7.14.5.8 "Matrix Fragments for mma.m16n8k16 with floating point type" (its elements 2 r and
+// 2 r + 1 are register r) and "Warp-level matrix load instruction: ldmatrix". With group = lane / 4
 // and pair = lane % 4 * 2, a register holds two 16-bit elements, the lower column (of A, C, D) or
 // row (of B) in its low half:
 //   A (16 x k): register r: row group + 8 (r % 2), columns pair + 8 (r / 2) and the next

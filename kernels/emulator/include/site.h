@@ -16,6 +16,9 @@ struct Site {
 // Prints kernel, block, thread, site and the message to stderr and aborts the process.
 [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
+// Prints to stderr.
+void say(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
 }  // namespace emulator
 
 #define EMULATOR_HERE ::emulator::Site::here()

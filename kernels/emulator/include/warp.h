@@ -44,8 +44,12 @@ template <class Combine> unsigned vote(unsigned mask, const char* name, int pred
 
 }  // namespace emulator
 
+// Alone among the collectives it orders accesses to memory.
 inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = EMULATOR_HERE) {
+    const void* warp = &emulator::current->block->warps[emulator::current->warp];
+    emulator::happened(warp);
     emulator::warp_collective(mask, "__syncwarp", nullptr, site, [](void**, unsigned) {});
+    emulator::observe(warp);
 }
 
 template <class T>

@@ -22,58 +22,88 @@ void begin_block(Block& block, const Launch& launch, uint64_t index) {
     block.warps.assign((block.threads_total + WARP - 1) / WARP, Warp{});
     std::fill(std::begin(block.barriers), std::end(block.barriers), Barrier{});
     if (!block.shared) {
-        void* memory = mmap(nullptr, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE,
+        void* memory = mmap(nullptr, SHARED_REGION_BYTES, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) fail(Site{"", 0}, "no memory for the block's shared memory");
         block.shared = static_cast<char*>(memory);
-        memset(block.shared, POISON, SHARED_BYTES_MAX);
-    } else {
-        // Beyond what the last block used, all is still poisoned: its end was checked.
-        memset(block.shared, POISON, std::max(block.shared_top, block.dynamic_bytes));
+        block.shared_top = SHARED_REGION_BYTES;
     }
+    // Beyond what the last block used, all is still poisoned: its end was checked.
+    permit(block.shared, SHARED_REGION_BYTES);
+    memset(block.shared, POISON, block.shared_top);
+    forbid(block.shared + launch.shared_bytes, SHARED_REGION_BYTES - launch.shared_bytes);
     block.dynamic_bytes = launch.shared_bytes;
-    block.shared_top = std::min(launch.shared_bytes + SHARED_GUARD_BYTES, SHARED_BYTES_MAX);
+    block.static_bytes = 0;
+    block.shared_top = launch.shared_bytes + SHARED_GUARD_BYTES;
     block.arrays.clear();
 }
 
-void* static_shared(const void* key, size_t bytes, Site site) {
+void* static_shared(const void* key, size_t bytes, const char* name, Site site) {
     Block& block = *current->block;
     for (const StaticArray& array : block.arrays)
         if (array.key == key) return block.shared + array.offset;
     const size_t offset = (block.shared_top + 15) / 16 * 16;
     const size_t top = offset + bytes + SHARED_GUARD_BYTES;
-    if (top > SHARED_BYTES_MAX)
-        fail(site, "shared memory is exhausted: %zu bytes dynamic, then %zu more",
-             block.dynamic_bytes, bytes);
-    block.arrays.push_back({key, offset, bytes});
+    block.static_bytes = (block.static_bytes + 15) / 16 * 16 + bytes;
+    if (block.static_bytes + block.dynamic_bytes > SHARED_BYTES_MAX || top > SHARED_REGION_BYTES)
+        fail(site, "%s: a block has at most %zu bytes of shared memory, got %zu of static arrays "
+             "and %zu dynamic", name, SHARED_BYTES_MAX, block.static_bytes, block.dynamic_bytes);
+    block.arrays.push_back({key, offset, bytes, name, site});
     block.shared_top = top;
+    permit(block.shared + offset, bytes);
     return block.shared + offset;
 }
 
-static void check_guard(const Block& block, size_t from, size_t to) {
-    to = std::min(to, SHARED_BYTES_MAX);
-    for (size_t i = from; i < to; i++) {
-        if (static_cast<unsigned char>(block.shared[i]) == POISON) continue;
-        current = block.threads[0];
-        fail(Site{"", 0},
-             "a write beyond shared memory: byte %zu after the end of a region of this block "
-             "(%zu bytes dynamic, %zu static arrays) was overwritten",
-             i - from, block.dynamic_bytes, block.arrays.size());
-    }
+// The first byte in [from, to) that is not poison, or `to`.
+static size_t first_written(const Block& block, size_t from, size_t to) {
+    while (from < to && static_cast<unsigned char>(block.shared[from]) == POISON) from++;
+    return from;
 }
 
-void end_block(const Block& block) {
-    check_guard(block, block.dynamic_bytes,
-                std::max(block.dynamic_bytes, (block.dynamic_bytes + SHARED_GUARD_BYTES) & ~15ul));
-    for (const StaticArray& array : block.arrays) {
-        const size_t end = array.offset + array.bytes;
-        check_guard(block, end, end + SHARED_GUARD_BYTES);
-    }
+// `array` is null for the dynamic memory.
+static void fail_overrun(const Block& block, const StaticArray* array, size_t beyond,
+                         const char* when, Site site) {
+    if (array)
+        fail(site, "a write %zu bytes beyond the end of shared array %s (%zu bytes, %s:%d)%s",
+             beyond, array->name, array->bytes, array->site.file, array->site.line, when);
+    fail(site, "a write %zu bytes beyond the end of dynamic shared memory (%zu bytes)%s", beyond,
+         block.dynamic_bytes, when);
+}
+
+static bool is_poison(const char* bytes_16) {
+    uint64_t words[2];
+    memcpy(words, bytes_16, sizeof words);
+    return (words[0] & words[1]) == ~uint64_t(0);
+}
+
+static void check_guards(const Block& block, size_t bytes, const char* when, Site site) {
+    const auto check = [&](const StaticArray* array, size_t end) {
+        const size_t found = first_written(block, end, end + bytes);
+        if (found < end + bytes) fail_overrun(block, array, found - end, when, site);
+    };
+    check(nullptr, block.dynamic_bytes);
+    for (const StaticArray& array : block.arrays) check(&array, array.offset + array.bytes);
+}
+
+void check_shared_guards(Site site) {
+    const Block& block = *current->block;
+    static_assert(SHARED_GUARD_NEAR_BYTES == 16, "as is_poison takes them");
+    bool whole = is_poison(block.shared + block.dynamic_bytes);
+    for (const StaticArray& array : block.arrays)
+        whole &= is_poison(block.shared + array.offset + array.bytes);
+    if (!whole) check_guards(block, SHARED_GUARD_NEAR_BYTES, ", before the place named", site);
+}
+
+void end_block(Block& block) {
+    current = block.threads[0];
+    check_guards(block, SHARED_GUARD_BYTES, ", by any thread of the block", Site{"", 0});
+    current = nullptr;
+    permit(block.shared, SHARED_REGION_BYTES);
 }
 
 uint32_t shared_offset(const void* p, Site site) {
     const ptrdiff_t offset = static_cast<const char*>(p) - current->block->shared;
-    if (offset < 0 || size_t(offset) > SHARED_BYTES_MAX) fail(site, "%p is no shared memory", p);
+    if (offset < 0 || size_t(offset) > SHARED_REGION_BYTES) fail(site, "%p is no shared memory", p);
     return uint32_t(offset);
 }
 
@@ -110,9 +140,13 @@ void barrier(unsigned id, unsigned threads, Site site) {
             fail(site, "divergent barrier: other threads of the block wait at %s:%d",
                  barrier.site.file, barrier.site.line);
     }
+    check_shared_guards(site);
     barrier.site = site;
     barrier.expected = expected;
     const unsigned generation = barrier.generation;
+    // Two tokens: who is late to leave one generation must not observe the arrivals of the next.
+    const void* token = &barrier.tokens[generation % 2];
+    happened(token);
     if (++barrier.arrived == expected) {
         barrier.arrived = 0;
         barrier.generation++;
@@ -120,10 +154,12 @@ void barrier(unsigned id, unsigned threads, Site site) {
     } else {
         wait_for_change(&barrier.generation, generation, "a barrier", site);
     }
+    observe(token);
 }
 
 void thread_exits(Thread& thread) {
     Block& block = *thread.block;
+    check_shared_guards(thread.site);
     block.exited++;
     const Barrier& barrier = block.barriers[0];
     if (barrier.arrived)
@@ -134,6 +170,7 @@ void thread_exits(Thread& thread) {
 
 bool arrive(Collective*& joined, unsigned& mask, const char* name, void* slot, Site site) {
     Thread& thread = *current;
+    check_shared_guards(site);
     const unsigned first = thread.warp * WARP, total = thread.block->threads_total;
     // The last warp of a block may have fewer than 32 lanes; ~0 means all of them.
     if (first + WARP > total && mask == ~0u) mask = (1u << (total - first)) - 1;

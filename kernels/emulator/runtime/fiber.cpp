@@ -2,6 +2,7 @@
 
 #include "fiber.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -56,7 +57,15 @@ void Fiber::prepare(void (*entry)()) {
             abort();
         }
         stack = static_cast<char*>(memory);
+#if defined(EMULATOR_TSAN)
+        tsan = __tsan_create_fiber(0);
+#endif
     }
+#if defined(EMULATOR_ASAN)
+    bottom = stack;
+    bytes = STACK_BYTES;
+#endif
+    permit(stack + PAGE, STACK_BYTES - PAGE);  // what frames of an earlier thread left
 #ifdef EMULATOR_UCONTEXT
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
@@ -74,11 +83,43 @@ void Fiber::prepare(void (*entry)()) {
 #endif
 }
 
+void Fiber::adopt() {
+#if defined(EMULATOR_TSAN)
+    tsan = __tsan_get_current_fiber();
+#endif
+#if defined(EMULATOR_ASAN)
+    pthread_attr_t attributes;
+    void* first = nullptr;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        pthread_attr_getstack(&attributes, &first, &bytes);
+        pthread_attr_destroy(&attributes);
+    }
+    bottom = first;
+#endif
+}
+
+void Fiber::entered() {
+#if defined(EMULATOR_ASAN)
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+}
+
 void Fiber::resume(Fiber& from) {
+#if defined(EMULATOR_TSAN)
+    constexpr unsigned NO_SYNC = 1;
+    __tsan_switch_to_fiber(tsan, NO_SYNC);
+#endif
+#if defined(EMULATOR_ASAN)
+    __sanitizer_start_switch_fiber(&from.asan, bottom, bytes);
+#endif
 #ifdef EMULATOR_UCONTEXT
     swapcontext(&from.context, &context);
 #else
     emulator_switch(&from.stack_pointer, stack_pointer);
+#endif
+    // `from` runs again.
+#if defined(EMULATOR_ASAN)
+    __sanitizer_finish_switch_fiber(from.asan, nullptr, nullptr);
 #endif
 }
 

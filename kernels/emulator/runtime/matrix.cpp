@@ -11,6 +11,7 @@ void load_matrix(uint32_t* registers, int matrices, bool transposed, uint32_t ad
         const char* row;
         uint32_t* registers;
     } slot{shared_memory(address, 16, "a row of ldmatrix", site), registers};
+    reads(slot.row, 16);
     static const char* const names[] = {"ldmatrix",    "ldmatrix.trans",    "ldmatrix.x2",
                                         "ldmatrix.x2.trans", "ldmatrix.x4", "ldmatrix.x4.trans"};
     const char* name = names[matrices / 2 * 2 + transposed];

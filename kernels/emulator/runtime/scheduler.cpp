@@ -5,6 +5,7 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -21,40 +22,65 @@ __thread Thread* current = nullptr;
 __thread World* world = nullptr;
 __thread bool copies_land_late = false;
 
+// Straight to stderr through a small buffer: stdio would not fit a signal handler's stack.
+static void say_list(const char* format, va_list arguments) {
+    static __thread char text[1024];
+    const int length = vsnprintf(text, sizeof text, format, arguments);
+    const size_t shown = std::min<size_t>(length > 0 ? size_t(length) : 0, sizeof text - 1);
+    if (write(STDERR_FILENO, text, shown) < 0) abort();
+}
+
+void say(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    say_list(format, arguments);
+    va_end(arguments);
+}
+
 static void print_place(const Thread& thread, Site site) {
     const Block& block = *thread.block;
-    fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u), thread (%u, %u, %u) of %ux%ux%u",
-            world->launch->kernel->name, block.index.x, block.index.y, block.index.z,
-            thread.index.x, thread.index.y, thread.index.z, block.size.x, block.size.y,
-            block.size.z);
-    if (site.line) fprintf(stderr, ", at %s:%d", site.file, site.line);
-    fprintf(stderr, ": ");
+    const dim3 at = block.index, index = thread.index, size = block.size;
+    say("emulator: kernel %s, block (%u, %u, %u), thread (%u, %u, %u) of %ux%ux%u",
+        world->launch->kernel->name, at.x, at.y, at.z, index.x, index.y, index.z, size.x, size.y,
+        size.z);
+    if (site.line) say(", at %s:%d", site.file, site.line);
+    say(": ");
 }
 
 void fail(Site site, const char* format, ...) {
     if (current) print_place(*current, site);
     va_list arguments;
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    say_list(format, arguments);
     va_end(arguments);
-    fprintf(stderr, "\n");
+    say("\n");
     abort();
 }
 
 // A kernel's stray pointer. The handler runs on the faulting thread, whose kernel is known.
 static void on_fault(int signal_number, siginfo_t* info, void*) {
+    signal(signal_number, SIG_DFL);
     if (current) {
         print_place(*current, current->site);
-        fprintf(stderr, "access to %p, which is no memory of the kernel%s\n", info->si_addr,
-                current->site.line ? " (after the place named)" : "");
+        say("access to %p, which is no memory of the kernel%s\n", info->si_addr,
+            current->site.line ? " (after the place named)" : "");
     }
-    signal(signal_number, SIG_DFL);
     raise(signal_number);
+}
+
+// A sanitizer has said what is wrong, but not in which thread.
+[[maybe_unused]] static void on_sanitizer_report() {
+    if (!current) return;
+    print_place(*current, current->site);
+    say("reported by the sanitizer%s\n", current->site.line ? " (after the place named)" : "");
 }
 
 static void install_fault_handler() {
     static std::once_flag once;
     std::call_once(once, [] {
+#if defined(EMULATOR_ASAN) || defined(EMULATOR_TSAN)
+        __sanitizer_set_death_callback(on_sanitizer_report);
+#endif
         struct sigaction action = {};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
@@ -101,10 +127,10 @@ static Thread* pick() {
         if (thread->done) continue;
         if (waiting++ < SHOWN_MAX) {
             print_place(*thread, thread->site);
-            fprintf(stderr, "deadlock: waits in %s\n", thread->waits_in);
+            say("deadlock: waits in %s\n", thread->waits_in);
         }
     }
-    fprintf(stderr, "emulator: deadlock: %d threads wait and none can go on\n", waiting);
+    say("emulator: deadlock: %d threads wait and none can go on\n", waiting);
     abort();
 }
 
@@ -129,8 +155,11 @@ void wait_for_change(const unsigned* word, unsigned value, const char* what, Sit
 }
 
 static void thread_main() {
+    Fiber::entered();
     const Launch& launch = *world->launch;
+    observe(&launch.before);
     launch.kernel->call(launch.arguments);
+    happened(&launch.after);
     Thread& thread = *current;
     thread.done = true;
     thread_exits(thread);
@@ -146,6 +175,7 @@ static void run_wave(World& w, uint64_t first, uint64_t count) {
     const Launch& launch = *w.launch;
     const dim3 size = launch.block;
     const unsigned n = size.x * size.y * size.z;
+    const Hidden hidden;
     while (w.blocks.size() < count) {
         w.blocks.emplace_back(new Block);
         w.threads.emplace_back();
@@ -187,7 +217,7 @@ static void run_wave(World& w, uint64_t first, uint64_t count) {
 
 World::~World() {
     for (auto& block : blocks)
-        if (block->shared) munmap(block->shared, SHARED_BYTES_MAX);
+        if (block->shared) munmap(block->shared, SHARED_REGION_BYTES);
 }
 
 // Takes waves of blocks until none is left.
@@ -196,6 +226,7 @@ static void work(const Launch& launch, std::atomic<uint64_t>& next, unsigned wor
     if (!own) own.reset(new World);
     world = own.get();
     world->launch = &launch;
+    world->main.adopt();
     world->random = (launch.schedule.seed * 64 + worker) * 2654435761u + 1;
     copies_land_late = launch.schedule.late != 0;
     const uint64_t total = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
@@ -205,11 +236,14 @@ static void work(const Launch& launch, std::atomic<uint64_t>& next, unsigned wor
         if (first >= total) break;
         run_wave(*world, first, std::min(wave, total - first));
     }
+    // Only now: the blocks of one launch are not ordered.
+    observe(&launch.after);
 }
 
 void run(const Launch& launch) {
     install_fault_handler();
     std::atomic<uint64_t> next{0};
+    happened(&launch.before);
     if (launch.schedule.threads <= 1) return work(launch, next, 0);
     std::vector<std::thread> workers;
     for (unsigned i = 0; i < launch.schedule.threads; i++)
@@ -245,27 +279,9 @@ extern "C" uint32_t emulator_kernel_threads_max(const Kernel* kernel) {
 extern "C" void emulator_launch(const Kernel* kernel, const uint32_t* grid, const uint32_t* block,
                                 size_t shared_bytes, const emulator::Schedule* schedule,
                                 void** arguments) {
-    emulator::run(emulator::Launch{kernel, dim3(grid[0], grid[1], grid[2]),
-                                   dim3(block[0], block[1], block[2]), shared_bytes, *schedule,
-                                   arguments});
-}
-
-// Memory that a kernel may use, between two pages that it may not: it ends, rounded up to 16 bytes,
-// where the second begins. Poisoned. Null when there is none.
-constexpr size_t PAGE = 4096;
-static size_t pages_of(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
-extern "C" void* emulator_allocate(size_t bytes) {
-    const size_t inner = pages_of(bytes);
-    void* memory = mmap(nullptr, inner + 2 * PAGE, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return nullptr;
-    char* first = static_cast<char*>(memory) + PAGE;
-    if (inner && mprotect(first, inner, PROT_READ | PROT_WRITE) != 0) return nullptr;
-    memset(first, emulator::POISON, inner);
-    return first + (inner - (bytes + 15) / 16 * 16);
-}
-extern "C" void emulator_free(void* memory, size_t bytes) {
-    const size_t inner = pages_of(bytes);
-    char* first = static_cast<char*>(memory) - (inner - (bytes + 15) / 16 * 16);
-    munmap(first - PAGE, inner + 2 * PAGE);
+    const emulator::Launch launch{kernel, dim3(grid[0], grid[1], grid[2]),
+                                  dim3(block[0], block[1], block[2]), shared_bytes, *schedule,
+                                  arguments};
+    emulator::run(launch);
+    emulator::check_memory(launch);
 }

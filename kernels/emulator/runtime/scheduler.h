@@ -27,6 +27,7 @@ struct Launch {
     size_t shared_bytes;
     Schedule schedule;
     void** arguments;
+    char before = 0, after = 0;  // what sanitizers know of the host's order with the threads
 };
 
 struct World {
@@ -45,7 +46,9 @@ extern __thread World* world;
 
 void begin_block(Block& block, const Launch& launch, uint64_t index);
 // Checks what must hold when all threads of a block are done.
-void end_block(const Block& block);
+void end_block(Block& block);
 void thread_exits(Thread& thread);
+// Fails where the launch wrote just outside the memory of an argument.
+void check_memory(const Launch& launch);
 
 }  // namespace emulator

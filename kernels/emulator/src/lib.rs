@@ -8,6 +8,10 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+/// The most shared memory of a block, static and dynamic together: what every GPU from sm_80 on
+/// gives. `SHARED_BYTES_MAX` in `include/block.h`.
+pub const SHARED_BYTES_MAX: u32 = 99 << 10;
+
 /// Which of the runnable threads goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -63,15 +67,15 @@ unsafe extern "C" {
         arguments: *mut *mut c_void,
     );
     fn emulator_allocate(bytes: usize) -> *mut c_void;
-    fn emulator_free(memory: *mut c_void, bytes: usize);
+    fn emulator_free(memory: *mut c_void);
 }
 
 /// Memory for kernels. It starts poisoned (every byte 0xFF: NaN in each float format), is aligned
-/// to 16 bytes and lies between pages whose access ends the process.
+/// to 16 bytes and lies between pages whose access ends the process; a write to the few bytes
+/// between its end and the page does so after the launch.
 #[derive(Debug)]
 pub struct Memory {
     first: *mut u8,
-    bytes: usize,
 }
 
 // SAFETY: the memory belongs to the value; access goes through raw pointers.
@@ -84,7 +88,7 @@ impl Memory {
     pub fn new(bytes: usize) -> Option<Self> {
         // SAFETY: any size is allowed; null stands for failure.
         let first = unsafe { emulator_allocate(bytes) }.cast::<u8>();
-        (!first.is_null()).then_some(Self { first, bytes })
+        (!first.is_null()).then_some(Self { first })
     }
 
     pub fn as_ptr(&self) -> *mut u8 {
@@ -94,8 +98,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this size, and freed once.
-        unsafe { emulator_free(self.first.cast(), self.bytes) }
+        // SAFETY: allocated there, and freed once.
+        unsafe { emulator_free(self.first.cast()) }
     }
 }
 
