@@ -1,17 +1,21 @@
-//! Typed device memory.
+//! Typed memory: of a device, and of the host for copies that a stream makes.
+
+#![expect(unsafe_code, reason = "memory of the homes is reached by address")]
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::Home;
-#[cfg(any(test, feature = "emulator"))]
-use super::emulated;
+#[cfg(feature = "cuda")]
+use super::driver;
+use super::work::Region;
 use super::{Arg, CudaError, Device, Element};
 
 /// `len` elements in the memory of a device, or a part of such.
 #[derive(Clone, Debug)]
 pub struct Buffer<T> {
+    device: Device,
     memory: Arc<Memory>,
     /// Elements before the first.
     offset: usize,
@@ -19,25 +23,52 @@ pub struct Buffer<T> {
     element: PhantomData<T>,
 }
 
-/// Memory of a device; freed with its last handle.
+/// Memory of a device, or of the host for its copies; freed with its last handle.
 #[derive(Debug)]
 pub(super) enum Memory {
     #[cfg(any(test, feature = "emulator"))]
     Emulated(emulator::Memory),
+    #[cfg(feature = "cuda")]
+    Cuda(driver::Memory),
+    #[cfg(feature = "cuda")]
+    Pinned(driver::PinnedMemory),
+}
+
+impl Memory {
+    /// Of its first byte.
+    fn address(&self) -> u64 {
+        match self {
+            #[cfg(any(test, feature = "emulator"))]
+            Self::Emulated(memory) => memory.as_ptr() as u64,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(memory) => memory.address(),
+            #[cfg(feature = "cuda")]
+            Self::Pinned(memory) => memory.address(),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "emulator"))]
+fn emulated_memory(device: &Device, bytes: usize) -> Result<Memory, CudaError> {
+    let memory = emulator::Memory::new(bytes).map(Memory::Emulated);
+    memory.ok_or_else(|| CudaError::OutOfMemory {
+        device: device.name().to_owned(),
+        bytes,
+    })
 }
 
 impl<T: Element> Buffer<T> {
     pub(super) fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
+        device.check_not_capturing("an allocation")?;
         let bytes = len * size_of::<T>();
         let memory = match &device.home {
             #[cfg(any(test, feature = "emulator"))]
-            Home::Emulated(_) => emulator::Memory::new(bytes).map(Memory::Emulated),
+            Home::Emulated(_) => emulated_memory(device, bytes)?,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => Memory::Cuda(driver::Memory::new(driver, bytes)?),
         };
-        let memory = memory.ok_or_else(|| CudaError::OutOfMemory {
-            device: device.name().to_owned(),
-            bytes,
-        })?;
         Ok(Self {
+            device: device.clone(),
             memory: Arc::new(memory),
             offset: 0,
             len,
@@ -57,6 +88,7 @@ impl<T: Element> Buffer<T> {
     pub fn slice(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len);
         Self {
+            device: self.device.clone(),
             memory: Arc::clone(&self.memory),
             offset: self.offset + range.start,
             len: range.len(),
@@ -67,26 +99,50 @@ impl<T: Element> Buffer<T> {
     /// Writes `data`, of the buffer's length, after all work of the device is done.
     pub fn upload(&mut self, data: &[T]) -> Result<(), CudaError> {
         assert_eq!(data.len(), self.len);
-        match &*self.memory {
+        self.device.check_not_capturing("an upload from a slice")?;
+        match &self.device.home {
+            // SAFETY: the buffer's memory has room for its length, and `data` is other memory.
             #[cfg(any(test, feature = "emulator"))]
-            Memory::Emulated(memory) => emulated::upload(memory, self.offset, data),
+            Home::Emulated(_) => unsafe {
+                let to = self.address() as *mut T;
+                std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
+            },
+            // SAFETY: as above.
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => unsafe { driver.upload(self.address(), data)? },
         }
         Ok(())
     }
 
     /// The elements, after all work of the device is done.
     pub fn download(&self) -> Result<Vec<T>, CudaError> {
-        Ok(match &*self.memory {
+        self.device.check_not_capturing("a download to a vector")?;
+        match &self.device.home {
+            // SAFETY: the memory holds `len` elements; every pattern of bits is an Element.
             #[cfg(any(test, feature = "emulator"))]
-            Memory::Emulated(memory) => emulated::download(memory, self.offset, self.len),
-        })
+            Home::Emulated(_) => Ok(unsafe {
+                std::slice::from_raw_parts(self.address() as *const T, self.len).to_vec()
+            }),
+            // SAFETY: as above.
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => unsafe { driver.download(self.address(), self.len) },
+        }
     }
 
     /// Sets every byte to zero, after all work of the device is done.
     pub fn fill_zero(&mut self) -> Result<(), CudaError> {
-        match &*self.memory {
+        self.device.check_not_capturing("fill_zero")?;
+        match &self.device.home {
+            // SAFETY: the buffer's memory has room for its length.
             #[cfg(any(test, feature = "emulator"))]
-            Memory::Emulated(memory) => emulated::fill_zero::<T>(memory, self.offset, self.len),
+            Home::Emulated(_) => unsafe {
+                std::ptr::write_bytes(self.address() as *mut T, 0, self.len);
+            },
+            // SAFETY: as above.
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => unsafe {
+                driver.fill(self.address(), 0, self.len * size_of::<T>())?;
+            },
         }
         Ok(())
     }
@@ -101,11 +157,81 @@ impl<T: Element> Buffer<T> {
         Arg::pointer(self.address(), [b'm', T::CODE], Arc::clone(&self.memory))
     }
 
+    pub(super) fn region(&self) -> Region {
+        Region {
+            address: self.address(),
+            bytes: self.len * size_of::<T>(),
+            _memory: Arc::clone(&self.memory),
+        }
+    }
+
     fn address(&self) -> u64 {
-        let first = match &*self.memory {
+        self.memory.address() + (self.offset * size_of::<T>()) as u64
+    }
+}
+
+/// `len` elements of host memory that a stream copies from and to; pinned for a GPU. What it holds
+/// is settled only when the stream is synchronized.
+#[derive(Debug)]
+pub struct HostBuffer<T> {
+    memory: Arc<Memory>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> HostBuffer<T> {
+    pub(super) fn new(device: &Device, data: &[T]) -> Result<Self, CudaError> {
+        device.check_not_capturing("an allocation")?;
+        let bytes = size_of_val(data);
+        let memory = match &device.home {
             #[cfg(any(test, feature = "emulator"))]
-            Memory::Emulated(memory) => memory.as_ptr() as u64,
+            Home::Emulated(_) => emulated_memory(device, bytes)?,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => Memory::Pinned(driver::PinnedMemory::new(driver, bytes)?),
         };
-        first + (self.offset * size_of::<T>()) as u64
+        let mut buffer = Self {
+            memory: Arc::new(memory),
+            len: data.len(),
+            element: PhantomData,
+        };
+        buffer.write(data);
+        Ok(buffer)
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Replaces all elements. A stream that copies from the buffer must be done with it.
+    pub fn write(&mut self, data: &[T]) {
+        assert_eq!(data.len(), self.len);
+        let to = self.memory.address() as *mut T;
+        // SAFETY: host memory for `len` elements, which `data` is no part of: nobody has a
+        // reference into it.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
+    }
+
+    /// The elements. A stream that copies to the buffer must be done with it.
+    pub fn read(&self) -> Vec<T> {
+        let from = self.memory.address() as *const T;
+        let mut data = Vec::with_capacity(self.len);
+        // SAFETY: host memory of `len` elements, each pattern of bits one, copied to as many.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), self.len);
+            data.set_len(self.len);
+        }
+        data
+    }
+
+    pub(super) fn region(&self) -> Region {
+        Region {
+            address: self.memory.address(),
+            bytes: self.len * size_of::<T>(),
+            _memory: Arc::clone(&self.memory),
+        }
     }
 }

@@ -1,16 +1,21 @@
 //! A device and what a launcher needs to know of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(feature = "cuda")]
+use super::driver;
 #[cfg(any(test, feature = "emulator"))]
 use super::emulated;
-use super::{Buffer, CudaError, Element, Stream};
+use super::{Buffer, CudaError, Element, HostBuffer, Stream};
 
 /// A device that runs kernels. Cloning gives another handle of the same device.
 #[derive(Clone, Debug)]
 pub struct Device {
     pub(super) home: Home,
     properties: Arc<Properties>,
+    /// Captures under way.
+    pub(super) captures: Arc<AtomicUsize>,
 }
 
 /// What differs between devices.
@@ -28,6 +33,8 @@ pub struct Properties {
 pub(super) enum Home {
     #[cfg(any(test, feature = "emulator"))]
     Emulated(emulator::Schedule),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<driver::Driver>),
 }
 
 impl Device {
@@ -38,7 +45,31 @@ impl Device {
         Self {
             home: Home::Emulated(schedule),
             properties: Arc::new(emulated::properties(&schedule)),
+            captures: Arc::default(),
         }
+    }
+
+    /// The GPU with this number, counted as the driver does (CUDA_VISIBLE_DEVICES changes it).
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Unavailable`] when the driver, the GPU or what it must be able to do is
+    /// missing, with a hint.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self, CudaError> {
+        Self::open(ordinal, false)
+    }
+
+    /// As [`Self::cuda`]; `poisoned`: new memory holds NaN bytes, as on the emulator.
+    #[cfg(feature = "cuda")]
+    pub(super) fn open(ordinal: usize, poisoned: bool) -> Result<Self, CudaError> {
+        let captures = Arc::default();
+        let (driver, properties) = driver::Driver::open(ordinal, poisoned, Arc::clone(&captures))?;
+        Ok(Self {
+            home: Home::Cuda(Arc::new(driver)),
+            properties: Arc::new(properties),
+            captures,
+        })
     }
 
     pub fn properties(&self) -> &Properties {
@@ -70,5 +101,26 @@ impl Device {
         let mut buffer = self.alloc(data.len())?;
         buffer.upload(data)?;
         Ok(buffer)
+    }
+
+    /// Host memory for [`Stream::upload`] and [`Stream::download`] that holds a copy of `data`.
+    pub fn host_buffer<T: Element>(&self, data: &[T]) -> Result<HostBuffer<T>, CudaError> {
+        HostBuffer::new(self, data)
+    }
+
+    /// Fails while a capture is under way: it cannot record `what`, and the driver would give it
+    /// up.
+    pub(super) fn check_not_capturing(&self, what: &str) -> Result<(), CudaError> {
+        if self.captures.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        Err(self.capture_error(format!("{what} cannot be recorded")))
+    }
+
+    pub(super) fn capture_error(&self, reason: impl Into<String>) -> CudaError {
+        CudaError::Capture {
+            device: self.name().to_owned(),
+            reason: reason.into(),
+        }
     }
 }

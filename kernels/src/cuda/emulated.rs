@@ -1,5 +1,5 @@
-//! The launch layer's home in the emulator: work runs at once, on the calling thread, unless a
-//! graph is being recorded.
+//! The launch layer's home in the emulator: work runs on the calling thread. Called by `stream.rs`
+//! and `capture.rs`.
 
 #![expect(
     unsafe_code,
@@ -7,119 +7,95 @@
 )]
 
 use std::ffi::c_void;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use emulator::{Kernel, Memory, Schedule};
+use emulator::{Kernel, Order, Schedule};
 
-use super::{Arg, CudaError, Device, Element, Grid, Properties};
-
-/// What every GPU from sm_80 on gives a block.
-const SHARED_BYTES_MAX: u32 = 99 << 10;
+use super::capture::Node;
+use super::work::{Limits, Work, check_shape};
+use super::{Arg, CudaError, Device, Grid, Properties};
+use crate::philox::{Philox, Stream as RandomStream};
 
 pub(super) fn properties(schedule: &Schedule) -> Properties {
     Properties {
         name: format!("emulator ({schedule:?})"),
         compute_capability: (8, 0),
-        shared_bytes_max: SHARED_BYTES_MAX,
+        shared_bytes_max: emulator::SHARED_BYTES_MAX,
         multiprocessors: 4,
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Stream {
-    schedule: Schedule,
-    recording: Mutex<Option<Vec<Launch>>>,
-}
-
-#[derive(Clone, Debug)]
-struct Launch {
-    kernel: Kernel,
-    grid: Grid,
-    args: Vec<Arg>,
-}
-
-/// A list of launches.
-#[derive(Debug)]
-pub struct Recorded(Vec<Launch>);
-
-impl Stream {
-    pub(super) fn new(schedule: Schedule) -> Self {
-        Self {
-            schedule,
-            recording: Mutex::new(None),
+/// Runs a piece of work to its end.
+///
+/// # Safety
+///
+/// What it touches must be valid; see [`super::Stream::launch`].
+pub(super) unsafe fn run(work: &Work, schedule: &Schedule) {
+    match work {
+        Work::Launch { kernel, grid, args } => {
+            let mut bits: Vec<u64> = args.iter().map(Arg::bits).collect();
+            let mut pointers: Vec<*mut c_void> = bits
+                .iter_mut()
+                .map(|bits| std::ptr::from_mut(bits).cast())
+                .collect();
+            let Grid {
+                grid,
+                block,
+                shared_bytes,
+            } = *grid;
+            // SAFETY: number and types were checked by `find`, the rest is the caller's promise.
+            unsafe {
+                let shared_bytes = shared_bytes as usize;
+                let kernel = kernel.emulated();
+                kernel.launch(grid, block, shared_bytes, schedule, &mut pointers);
+            }
         }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`super::Stream::launch`].
-    pub(super) unsafe fn launch(
-        &self,
-        device: &Device,
-        kernel: &str,
-        grid: Grid,
-        args: &[Arg],
-    ) -> Result<(), CudaError> {
-        let kernel = check(device, kernel, grid, args)?;
-        let args = args.to_vec();
-        let launch = Launch { kernel, grid, args };
-        match &mut *self.recording() {
-            Some(list) => list.push(launch),
-            // SAFETY: the caller's promise; number and types were checked.
-            None => unsafe { launch.run(&self.schedule) },
-        }
-        Ok(())
-    }
-
-    pub(super) fn begin_capture(&self) {
-        let before = self.recording().replace(Vec::new());
-        assert!(before.is_none(), "a capture is under way on this stream");
-    }
-
-    pub(super) fn end_capture(&self) -> Recorded {
-        Recorded(self.recording().take().expect("begin_capture came first"))
-    }
-
-    pub(super) fn replay(&self, recorded: &Recorded) {
-        for launch in &recorded.0 {
-            // SAFETY: promised when it was recorded, and the arguments keep their memory.
-            unsafe { launch.run(&self.schedule) }
-        }
-    }
-
-    fn recording(&self) -> MutexGuard<'_, Option<Vec<Launch>>> {
-        self.recording
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Launch {
-    /// # Safety
-    ///
-    /// As for [`super::Stream::launch`], and the arguments must be of the kernel's types.
-    unsafe fn run(&self, schedule: &Schedule) {
-        let mut bits: Vec<u64> = self.args.iter().map(Arg::bits).collect();
-        let mut pointers: Vec<*mut c_void> = bits
-            .iter_mut()
-            .map(|bits| std::ptr::from_mut(bits).cast())
-            .collect();
-        let Grid {
-            grid,
-            block,
-            shared_bytes,
-        } = self.grid;
+        // SAFETY: the caller's promise; the regions have the same length.
+        Work::Copy { to, from } => unsafe {
+            let (from, to) = (from.address as *const u8, (to.address as *mut u8, to.bytes));
+            std::ptr::copy(from, to.0, to.1);
+        },
         // SAFETY: the caller's promise.
-        unsafe {
-            let shared_bytes = shared_bytes as usize;
-            self.kernel
-                .launch(grid, block, shared_bytes, schedule, &mut pointers);
+        Work::Zero { to } => unsafe { std::ptr::write_bytes(to.address as *mut u8, 0, to.bytes) },
+    }
+}
+
+/// Runs recorded work in one of the orders that its nodes' waits allow: of those that can run, the
+/// first that was recorded, the last, or one by chance.
+pub(super) fn replay(nodes: &[Node], schedule: &Schedule) {
+    let mut waits: Vec<usize> = nodes.iter().map(|node| node.after.len()).collect();
+    let mut ready: Vec<usize> = (0..nodes.len()).filter(|&i| waits[i] == 0).collect();
+    let mut followers = vec![Vec::new(); nodes.len()];
+    for (i, node) in nodes.iter().enumerate() {
+        for &before in &node.after {
+            followers[before].push(i);
+        }
+    }
+    let mut chance = Philox::new(schedule.seed.into(), RandomStream::Init).sequence([0; 3]);
+    while !ready.is_empty() {
+        ready.sort_unstable();
+        let next = ready.remove(match schedule.order {
+            Order::Forward => 0,
+            Order::Reverse => ready.len() - 1,
+            Order::Random => (chance.next_f64() * ready.len() as f64) as usize,
+        });
+        // SAFETY: promised when it was recorded, and the arguments keep their memory.
+        unsafe { run(&nodes[next].work, schedule) }
+        for &follower in &followers[next] {
+            waits[follower] -= 1;
+            if waits[follower] == 0 {
+                ready.push(follower);
+            }
         }
     }
 }
 
 /// The kernel, if it can be launched so.
-fn check(device: &Device, name: &str, grid: Grid, args: &[Arg]) -> Result<Kernel, CudaError> {
+pub(super) fn find(
+    device: &Device,
+    name: &str,
+    grid: Grid,
+    args: &[Arg],
+) -> Result<Kernel, CudaError> {
     let kernel = Kernel::find(name).ok_or_else(|| CudaError::UnknownKernel {
         kernel: name.to_owned(),
         device: device.name().to_owned(),
@@ -144,31 +120,12 @@ fn check(device: &Device, name: &str, grid: Grid, args: &[Arg]) -> Result<Kernel
             });
         }
     }
-    check_shape(device, &kernel, grid).map(|()| kernel)
-}
-
-fn check_shape(device: &Device, kernel: &Kernel, grid: Grid) -> Result<(), CudaError> {
-    let threads: u64 = grid.block.iter().map(|&n| u64::from(n)).product();
-    let shared_max = device.properties().shared_bytes_max;
-    let reason = if grid.grid.iter().chain(&grid.block).any(|&n| n == 0) {
-        "a dimension is 0".to_owned()
-    } else if grid.grid[1] > 65_535 || grid.grid[2] > 65_535 {
-        "the second and third dimension of a grid are at most 65535".to_owned()
-    } else if threads > kernel.threads_max().into() {
-        format!("a block has at most {} threads", kernel.threads_max())
-    } else if grid.shared_bytes > shared_max {
-        format!("a block has at most {shared_max} bytes of shared memory")
-    } else {
-        return Ok(());
+    let limits = Limits {
+        threads_max: kernel.threads_max(),
+        // The runtime adds static arrays to the dynamic memory as it meets them.
+        shared_bytes: 0,
     };
-    Err(CudaError::Launch {
-        kernel: kernel.name().to_owned(),
-        device: device.name().to_owned(),
-        grid: grid.grid,
-        block: grid.block,
-        shared_bytes: grid.shared_bytes,
-        reason,
-    })
+    check_shape(device, name, &limits, grid).map(|()| kernel)
 }
 
 /// Whether an argument of kind `got` may be passed for a parameter of kind `expected`.
@@ -198,26 +155,4 @@ fn describe(kind: [u8; 2]) -> String {
         b'n' => "null".to_owned(),
         _ => format!("{element} by value"),
     }
-}
-
-pub(super) fn upload<T: Element>(memory: &Memory, offset: usize, data: &[T]) {
-    // SAFETY: the buffer made sure that the elements from `offset` on are within the memory, which
-    // is aligned to 16 bytes; `data` is host memory.
-    unsafe {
-        let to = memory.as_ptr().cast::<T>().add(offset);
-        std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
-    }
-}
-
-pub(super) fn download<T: Element>(memory: &Memory, offset: usize, len: usize) -> Vec<T> {
-    // SAFETY: as in `upload`; every pattern of bits is an Element.
-    unsafe {
-        let from = memory.as_ptr().cast::<T>().add(offset);
-        std::slice::from_raw_parts(from, len).to_vec()
-    }
-}
-
-pub(super) fn fill_zero<T: Element>(memory: &Memory, offset: usize, len: usize) {
-    // SAFETY: as in `upload`.
-    unsafe { std::ptr::write_bytes(memory.as_ptr().cast::<T>().add(offset), 0, len) }
 }

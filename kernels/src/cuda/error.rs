@@ -3,6 +3,10 @@
 /// A failure of a device or of a launch.
 #[derive(Debug, thiserror::Error)]
 pub enum CudaError {
+    /// There is no device to work on; the text says what is missing and what to do.
+    #[error("{0}")]
+    Unavailable(String),
+
     #[error("{device}: kernel {kernel} does not exist")]
     UnknownKernel { kernel: String, device: String },
 
@@ -38,4 +42,16 @@ pub enum CudaError {
 
     #[error("{device}: no memory for {bytes} bytes")]
     OutOfMemory { device: String, bytes: usize },
+
+    /// What cannot be recorded.
+    #[error("{device}: capture: {reason}")]
+    Capture { device: String, reason: String },
+
+    /// What the driver refused, or what went wrong in work that was launched earlier.
+    #[error("{device}: {doing}: {reason}")]
+    Driver {
+        device: String,
+        doing: String,
+        reason: String,
+    },
 }

@@ -1,18 +1,23 @@
 //! The launch layer: devices, their memory, streams and graphs, for the rooms' CUDA launchers.
 //!
 //! A device has one of two homes: the emulator, which runs the kernels on the CPU (feature
-//! `emulator`, and always in this crate's tests), or the CUDA driver. Everything above is the same
-//! for both. Called by the rooms' `cuda.rs` and by engines that run on a device.
+//! `emulator`, and always in this crate's tests), or the CUDA driver (feature `cuda`). Everything
+//! above is the same for both. Called by the rooms' `cuda.rs` and by engines that run on a device.
 
-mod buffer;
 mod device;
+mod buffer;
+mod arg;
+mod stream;
+mod capture;
+mod work;
 #[cfg(any(test, feature = "emulator"))]
 mod emulated;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod fatbin;
 mod element;
 mod error;
-#[cfg(all(test, feature = "cuda"))]
-mod fatbin;
-mod stream;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 #[cfg(test)]
@@ -20,10 +25,12 @@ mod conformance;
 #[cfg(test)]
 mod tests;
 
-pub use buffer::Buffer;
+pub use arg::{Arg, Grid};
+pub use buffer::{Buffer, HostBuffer};
+pub use capture::Graph;
 pub use device::{Device, Properties};
 pub use element::{Element, Float};
 #[cfg(any(test, feature = "emulator"))]
 pub use emulator::{Order, Schedule};
 pub use error::CudaError;
-pub use stream::{Arg, Graph, Grid, Stream};
+pub use stream::{Event, Stream};

@@ -1,126 +1,65 @@
-//! Streams of work, the launch of a kernel, and graphs: work that was recorded to be repeated.
+//! Streams of work, and events that order them.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+#[cfg(any(test, feature = "emulator"))]
+use std::time::Instant;
 
-use super::buffer::Memory;
+use super::capture::{Branch, Capture, GraphHome};
 use super::device::Home;
+#[cfg(feature = "cuda")]
+use super::driver;
 #[cfg(any(test, feature = "emulator"))]
 use super::emulated;
-use super::{CudaError, Device};
+use super::work::{Kernel, Work};
+use super::{Arg, Buffer, CudaError, Device, Element, Graph, Grid, HostBuffer};
 
 /// A queue of work; each piece starts when the one before is done.
 #[derive(Debug)]
 pub struct Stream {
     device: Device,
     home: StreamHome,
+    /// Its place in the capture that it takes part in.
+    branch: Mutex<Option<Branch>>,
 }
 
 #[derive(Debug)]
 enum StreamHome {
+    /// Work runs at once, on the calling thread.
     #[cfg(any(test, feature = "emulator"))]
-    Emulated(emulated::Stream),
+    Emulated,
+    #[cfg(feature = "cuda")]
+    Cuda(driver::Stream),
 }
 
-/// The shape of a launch: blocks, threads of a block, bytes of dynamic shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
-    pub grid: [u32; 3],
-    pub block: [u32; 3],
-    pub shared_bytes: u32,
+/// A point in a stream's work, which other streams can wait for.
+#[derive(Debug)]
+pub struct Event {
+    home: EventHome,
+    /// In a capture.
+    branch: Option<Branch>,
 }
 
-impl Grid {
-    /// Blocks in a row of threads in a row, without dynamic shared memory.
-    pub fn linear(blocks: usize, threads: u32) -> Self {
-        let blocks = u32::try_from(blocks).expect("a tensor has fewer than 2^32 tiles");
-        Self {
-            grid: [blocks, 1, 1],
-            block: [threads, 1, 1],
-            shared_bytes: 0,
-        }
-    }
-
-    /// With `shared_bytes` of dynamic shared memory.
-    pub fn with_shared(self, shared_bytes: u32) -> Self {
-        Self {
-            shared_bytes,
-            ..self
-        }
-    }
-}
-
-/// An argument of a kernel. Made by [`super::Buffer::arg`], [`super::Buffer::arg_mut`],
-/// [`Arg::null`], or from a number. It keeps its buffer's memory.
-#[derive(Clone, Debug)]
-pub struct Arg {
-    bits: u64,
-    /// As in a kernel's signature.
-    pub(super) kind: [u8; 2],
-    _memory: Option<Arc<Memory>>,
-}
-
-impl Arg {
-    pub(super) fn pointer(address: u64, kind: [u8; 2], memory: Arc<Memory>) -> Self {
-        Self {
-            bits: address,
-            kind,
-            _memory: Some(memory),
-        }
-    }
-
-    fn value(bits: u64, code: u8) -> Self {
-        Self {
-            bits,
-            kind: [b'v', code],
-            _memory: None,
-        }
-    }
-
-    /// A null pointer of any type.
-    pub fn null() -> Self {
-        Self {
-            bits: 0,
-            kind: [b'n', b'?'],
-            _memory: None,
-        }
-    }
-
-    /// The value's bits, 4-byte values in the first 4 bytes of a little-endian machine.
-    pub(super) fn bits(&self) -> u64 {
-        self.bits
-    }
-}
-
-impl From<i32> for Arg {
-    fn from(x: i32) -> Self {
-        Self::value(x as u32 as u64, b'i')
-    }
-}
-impl From<u32> for Arg {
-    fn from(x: u32) -> Self {
-        Self::value(x.into(), b'i')
-    }
-}
-impl From<u64> for Arg {
-    fn from(x: u64) -> Self {
-        Self::value(x, b'l')
-    }
-}
-impl From<f32> for Arg {
-    fn from(x: f32) -> Self {
-        Self::value(x.to_bits().into(), b'f')
-    }
+#[derive(Debug)]
+enum EventHome {
+    #[cfg(any(test, feature = "emulator"))]
+    Emulated(Instant),
+    #[cfg(feature = "cuda")]
+    Cuda(driver::Event),
 }
 
 impl Stream {
     pub(super) fn new(device: &Device) -> Result<Self, CudaError> {
         let home = match &device.home {
             #[cfg(any(test, feature = "emulator"))]
-            Home::Emulated(schedule) => StreamHome::Emulated(emulated::Stream::new(*schedule)),
+            Home::Emulated(_) => StreamHome::Emulated,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => StreamHome::Cuda(driver::Stream::new(driver)?),
         };
         Ok(Self {
             device: device.clone(),
             home,
+            branch: Mutex::new(None),
         })
     }
 
@@ -141,56 +80,233 @@ impl Stream {
     /// stream may write what it uses until it is done.
     #[expect(unsafe_code, reason = "a kernel's accesses cannot be checked")]
     pub unsafe fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) -> Result<(), CudaError> {
-        match &self.home {
+        let kernel = match &self.device.home {
             #[cfg(any(test, feature = "emulator"))]
-            // SAFETY: the caller's promise.
-            StreamHome::Emulated(stream) => unsafe {
-                stream.launch(&self.device, kernel, grid, args)
-            },
+            Home::Emulated(_) => {
+                Kernel::Emulated(emulated::find(&self.device, kernel, grid, args)?)
+            }
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => {
+                Kernel::Cuda(driver.find_kernel(&self.device, kernel, grid, args)?)
+            }
+        };
+        let args = args.to_vec();
+        // SAFETY: the caller's promise; the home checked what it can.
+        unsafe { self.add(Work::Launch { kernel, grid, args }) }
+    }
+
+    /// Adds a copy between buffers of the same length in the memory of the device.
+    pub fn copy<T: Element>(&self, to: &mut Buffer<T>, from: &Buffer<T>) -> Result<(), CudaError> {
+        assert_eq!(to.len(), from.len());
+        let (to, from) = (to.region(), from.region());
+        let apart = to.address + to.bytes as u64 <= from.address
+            || from.address + from.bytes as u64 <= to.address;
+        assert!(apart, "a copy onto itself");
+        self.add_copy(Work::Copy { to, from })
+    }
+
+    /// Adds a copy from the host. A graph copies what `from` holds when the graph runs.
+    pub fn upload<T: Element>(
+        &self,
+        to: &mut Buffer<T>,
+        from: &HostBuffer<T>,
+    ) -> Result<(), CudaError> {
+        assert_eq!(to.len(), from.len());
+        let (to, from) = (to.region(), from.region());
+        self.add_copy(Work::Copy { to, from })
+    }
+
+    /// Adds a copy to the host, which `to.read()` shows after [`Stream::synchronize`].
+    pub fn download<T: Element>(
+        &self,
+        to: &mut HostBuffer<T>,
+        from: &Buffer<T>,
+    ) -> Result<(), CudaError> {
+        assert_eq!(to.len(), from.len());
+        let (to, from) = (to.region(), from.region());
+        self.add_copy(Work::Copy { to, from })
+    }
+
+    /// Adds that every byte of `to` becomes zero.
+    pub fn zero<T: Element>(&self, to: &mut Buffer<T>) -> Result<(), CudaError> {
+        self.add_copy(Work::Zero { to: to.region() })
+    }
+
+    #[expect(unsafe_code, reason = "copies run as launches do")]
+    fn add_copy(&self, work: Work) -> Result<(), CudaError> {
+        if let Work::Copy { to, .. } | Work::Zero { to } = &work
+            && to.bytes == 0
+        {
+            return Ok(());
         }
+        // SAFETY: the regions keep their memory, lie within it and have the same length.
+        unsafe { self.add(work) }
+    }
+
+    /// # Safety
+    ///
+    /// What the work touches must be valid until it is done: see [`Stream::launch`].
+    #[expect(unsafe_code, reason = "runs kernels")]
+    unsafe fn add(&self, work: Work) -> Result<(), CudaError> {
+        let mut branch = self.branch();
+        match (&self.home, &self.device.home) {
+            #[cfg(any(test, feature = "emulator"))]
+            (StreamHome::Emulated, Home::Emulated(schedule)) => {
+                if branch.is_none() {
+                    // SAFETY: the caller's promise.
+                    unsafe { emulated::run(&work, schedule) }
+                }
+            }
+            // The driver knows which of its streams record.
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's promise.
+            (StreamHome::Cuda(stream), _) => unsafe { stream.add(&self.device, &work)? },
+            #[cfg(all(feature = "cuda", any(test, feature = "emulator")))]
+            _ => unreachable!("a stream has its device's home"),
+        }
+        if let Some(branch) = &mut *branch {
+            branch.push(work);
+        }
+        Ok(())
     }
 
     /// Waits until all work of the stream is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.device.check_not_capturing("synchronize")?;
         match &self.home {
-            // Work is done when `launch` returns.
             #[cfg(any(test, feature = "emulator"))]
-            StreamHome::Emulated(_) => Ok(()),
+            StreamHome::Emulated => Ok(()),
+            #[cfg(feature = "cuda")]
+            StreamHome::Cuda(stream) => stream.synchronize(),
         }
     }
 
-    /// Records what `work` adds to the stream instead of running it.
+    /// The point that the stream's work has come to.
+    pub fn record(&self) -> Result<Event, CudaError> {
+        let branch = self.branch().clone();
+        let home = match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            StreamHome::Emulated => EventHome::Emulated(Instant::now()),
+            #[cfg(feature = "cuda")]
+            StreamHome::Cuda(stream) => EventHome::Cuda(stream.record()?),
+        };
+        Ok(Event { home, branch })
+    }
+
+    /// What is added from now on starts when the work before `event` is done.
+    ///
+    /// A stream that waits for an event of a capture takes part in it until it ends; by then the
+    /// capture's first stream must have waited for the other's work in its turn.
+    ///
+    /// # Errors
+    ///
+    /// When the event and the stream do not belong to the same capture, if to any.
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        let mut branch = self.branch();
+        let refuse = |reason: &str| Err(self.device.capture_error(reason));
+        match (&mut *branch, &event.branch) {
+            (None, None) => {}
+            (Some(_), None) => return refuse("the event was recorded outside the capture"),
+            (_, Some(other)) if other.capture.has_ended() => {
+                return refuse("the event belongs to a capture that has ended");
+            }
+            (None, Some(other)) => *branch = Some(other.clone()),
+            (Some(own), Some(other)) => {
+                if !std::sync::Arc::ptr_eq(&own.capture, &other.capture) {
+                    return refuse("the event belongs to another capture");
+                }
+                own.wait_for(&other.after);
+            }
+        }
+        match (&self.home, &event.home) {
+            #[cfg(any(test, feature = "emulator"))]
+            (StreamHome::Emulated, EventHome::Emulated(_)) => Ok(()),
+            #[cfg(feature = "cuda")]
+            (StreamHome::Cuda(stream), EventHome::Cuda(event)) => stream.wait(event),
+            #[cfg(all(feature = "cuda", any(test, feature = "emulator")))]
+            _ => panic!("the event is of another device"),
+        }
+    }
+
+    /// What is added from now on starts when all work of `other` so far is done: `side.wait_for(
+    /// main)` forks, `main.wait_for(side)` joins.
+    pub fn wait_for(&self, other: &Self) -> Result<(), CudaError> {
+        self.wait(&other.record()?)
+    }
+
+    /// Records what `work` adds to the stream, and to streams that wait for it, instead of running
+    /// it. Memory cannot be allocated or read meanwhile.
     pub fn capture(
         &self,
         work: impl FnOnce(&Self) -> Result<(), CudaError>,
     ) -> Result<Graph, CudaError> {
+        assert!(
+            !self.is_capturing(),
+            "a capture is under way on this stream"
+        );
         match &self.home {
             #[cfg(any(test, feature = "emulator"))]
-            StreamHome::Emulated(stream) => {
-                stream.begin_capture();
-                let done = work(self);
-                let recorded = stream.end_capture();
-                done.map(|()| Graph::Emulated(recorded))
-            }
+            StreamHome::Emulated => {}
+            #[cfg(feature = "cuda")]
+            StreamHome::Cuda(stream) => stream.begin_capture()?,
         }
+        *self.branch() = Some(Branch {
+            capture: Capture::begin(),
+            after: Vec::new(),
+        });
+        self.device.captures.fetch_add(1, Ordering::Relaxed);
+        let done = work(self);
+        let last = self.branch().take().expect("it takes part until the end");
+        let graph = Graph::end(&self.device, last, || match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            StreamHome::Emulated => Ok(GraphHome::Emulated),
+            #[cfg(feature = "cuda")]
+            StreamHome::Cuda(stream) => stream.end_capture().map(GraphHome::Cuda),
+        });
+        self.device.captures.fetch_sub(1, Ordering::Relaxed);
+        done?;
+        graph
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.branch().is_some()
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn driver(&self) -> &driver::Stream {
+        match &self.home {
+            StreamHome::Cuda(stream) => stream,
+            #[cfg(any(test, feature = "emulator"))]
+            StreamHome::Emulated => panic!("the stream is of another device"),
+        }
+    }
+
+    /// `None` outside captures.
+    fn branch(&self) -> MutexGuard<'_, Option<Branch>> {
+        let mut branch = self.branch.lock().unwrap_or_else(PoisonError::into_inner);
+        if branch
+            .as_ref()
+            .is_some_and(|branch| branch.capture.has_ended())
+        {
+            *branch = None;
+        }
+        branch
     }
 }
 
-/// Recorded work. It keeps the memory of its arguments.
-#[derive(Debug)]
-pub enum Graph {
-    #[cfg(any(test, feature = "emulator"))]
-    #[doc(hidden)]
-    Emulated(emulated::Recorded),
-}
-
-impl Graph {
-    /// Adds all of the recorded work to the stream.
-    pub fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
-        match (self, &stream.home) {
+impl Event {
+    /// Milliseconds from `earlier` to here on the device, after both are done: the stream must have
+    /// been synchronized. Not for events of a capture.
+    pub fn milliseconds_since(&self, earlier: &Self) -> Result<f32, CudaError> {
+        match (&self.home, &earlier.home) {
             #[cfg(any(test, feature = "emulator"))]
-            (Self::Emulated(recorded), StreamHome::Emulated(stream)) => stream.replay(recorded),
+            (EventHome::Emulated(end), EventHome::Emulated(start)) => {
+                Ok(end.duration_since(*start).as_secs_f32() * 1e3)
+            }
+            #[cfg(feature = "cuda")]
+            (EventHome::Cuda(end), EventHome::Cuda(start)) => end.milliseconds_since(start),
+            #[cfg(all(feature = "cuda", any(test, feature = "emulator")))]
+            _ => panic!("the events are of different devices"),
         }
-        Ok(())
     }
 }

@@ -3,8 +3,19 @@
 use super::{Device, Element, Float, Order, Schedule};
 use crate::philox::{Philox, Stream as RandomStream};
 
-/// Runs `test` on the emulator under schedules that differ in everything CUDA leaves open.
+/// Set to `cuda`, it makes the tests of a build with the feature `cuda` run on GPU 0.
+const DEVICE_VARIABLE: &str = "ANNEAL_TEST_DEVICE";
+/// A number of schedules, for builds in which each takes long.
+const SCHEDULES_VARIABLE: &str = "ANNEAL_TEST_SCHEDULES";
+
+/// Runs `test` on the emulator under schedules that differ in everything CUDA leaves open; on the
+/// GPU instead with ANNEAL_TEST_DEVICE=cuda, where it fails if there is none.
 pub fn for_each_device(mut test: impl FnMut(&Device)) {
+    match std::env::var(DEVICE_VARIABLE).as_deref() {
+        Err(_) | Ok("" | "emulator") => {}
+        Ok("cuda") => return test(&gpu()),
+        Ok(other) => panic!("{DEVICE_VARIABLE}: expected emulator or cuda, got `{other}`"),
+    }
     let schedule = |order, seed, late, wave| Schedule {
         order,
         seed,
@@ -12,14 +23,31 @@ pub fn for_each_device(mut test: impl FnMut(&Device)) {
         wave,
         threads: 1,
     };
-    for schedule in [
-        schedule(Order::Forward, 1, 1, 1),
-        schedule(Order::Reverse, 1, 0, 2),
+    let schedules = [
         schedule(Order::Random, 1, 1, 2),
+        schedule(Order::Reverse, 1, 0, 2),
+        schedule(Order::Forward, 1, 1, 1),
         schedule(Order::Random, 2, 0, 1),
-    ] {
+    ];
+    let wanted = std::env::var(SCHEDULES_VARIABLE).map_or(schedules.len(), |wanted| {
+        let wanted = wanted.parse().ok();
+        let wanted = wanted.filter(|n| (1..=schedules.len()).contains(n));
+        wanted.unwrap_or_else(|| panic!("{SCHEDULES_VARIABLE}: expected 1 to {}", schedules.len()))
+    });
+    for schedule in schedules.into_iter().take(wanted) {
         test(&Device::emulator(schedule));
     }
+}
+
+/// GPU 0, its new memory poisoned as the emulator's.
+#[cfg(feature = "cuda")]
+fn gpu() -> Device {
+    Device::open(0, true).unwrap_or_else(|error| panic!("{DEVICE_VARIABLE}=cuda: {error}"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Device {
+    panic!("{DEVICE_VARIABLE}=cuda: the tests were built without the feature cuda")
 }
 
 /// `n` values between -`scale` and `scale` that depend on `seed`.
