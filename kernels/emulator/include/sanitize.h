@@ -28,7 +28,7 @@ void __asan_poison_memory_region(const volatile void* first, size_t bytes);
 void __asan_unpoison_memory_region(const volatile void* first, size_t bytes);
 }
 #endif
-#if defined(EMULATOR_ASAN) || defined(EMULATOR_TSAN)
+#if defined(EMULATOR_ASAN) || defined(EMULATOR_TSAN) || defined(EMULATOR_UBSAN)
 extern "C" void __sanitizer_set_death_callback(void (*callback)());
 #endif
 

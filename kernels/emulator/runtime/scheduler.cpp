@@ -78,7 +78,7 @@ static void on_fault(int signal_number, siginfo_t* info, void*) {
 static void install_fault_handler() {
     static std::once_flag once;
     std::call_once(once, [] {
-#if defined(EMULATOR_ASAN) || defined(EMULATOR_TSAN)
+#if defined(EMULATOR_ASAN) || defined(EMULATOR_TSAN) || defined(EMULATOR_UBSAN)
         __sanitizer_set_death_callback(on_sanitizer_report);
 #endif
         struct sigaction action = {};

@@ -154,9 +154,9 @@ planted! {
     shared_exhausted: Case { shared_bytes: 99 << 10, ..case("shared_exhausted") },
         [line("shared_exhausted"), "at most 101376 bytes", "got 256 of static arrays and 101376"];
     global_overrun: case("global_overrun"),
-        ["thread (7, 0, 0)", overrun("which is no memory of the kernel")];
+        ["thread (7, 0, 0)", "which is no memory of the kernel"];
     global_read_overrun: case("global_read_overrun"),
-        ["thread (9, 0, 0)", overrun("which is no memory of the kernel")];
+        ["thread (9, 0, 0)", "which is no memory of the kernel"];
     global_overrun_near: Case { elements: 62, ..case("global_overrun_near") },
         [overrun("a write 0 bytes beyond the end of the memory of argument 0 (248 bytes)")];
     global_underrun: case("global_underrun"),
