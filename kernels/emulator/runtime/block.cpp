@@ -21,6 +21,11 @@ void begin_block(Block& block, const Launch& launch, uint64_t index) {
     block.exited = 0;
     block.warps.assign((block.threads_total + WARP - 1) / WARP, Warp{});
     std::fill(std::begin(block.barriers), std::end(block.barriers), Barrier{});
+#if defined(EMULATOR_TSAN)
+    // New memory, as the accesses of a block that had the old one are not ordered with this one's.
+    if (block.shared) munmap(block.shared, SHARED_REGION_BYTES);
+    block.shared = nullptr;
+#endif
     if (!block.shared) {
         void* memory = mmap(nullptr, SHARED_REGION_BYTES, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -44,7 +44,11 @@ constexpr int SAVED_REGISTERS = 6;
 #endif
 
 Fiber::~Fiber() {
-    if (stack) munmap(stack, STACK_BYTES);
+    if (!stack) return;
+#if defined(EMULATOR_TSAN)
+    __tsan_destroy_fiber(tsan);
+#endif
+    munmap(stack, STACK_BYTES);
 }
 
 void Fiber::prepare(void (*entry)()) {

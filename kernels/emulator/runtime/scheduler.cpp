@@ -204,6 +204,7 @@ static void run_wave(World& w, uint64_t first, uint64_t count) {
         }
         begin_block(block, launch, first + k);
     }
+    happened(&launch.before);
     w.alive = w.ring.size();
     if (launch.schedule.order == REVERSE) std::reverse(w.ring.begin(), w.ring.end());
     if (launch.schedule.order == RANDOM)
@@ -243,7 +244,6 @@ static void work(const Launch& launch, std::atomic<uint64_t>& next, unsigned wor
 void run(const Launch& launch) {
     install_fault_handler();
     std::atomic<uint64_t> next{0};
-    happened(&launch.before);
     if (launch.schedule.threads <= 1) return work(launch, next, 0);
     std::vector<std::thread> workers;
     for (unsigned i = 0; i < launch.schedule.threads; i++)

@@ -61,6 +61,16 @@ BODY(blocks_race) {
 }
 PLANTED(blocks_race)
 
+// Each block may use its shared memory as it likes, whatever other blocks did with theirs.
+BODY(fine_blocks) {
+    SHARED(float, words, 64);
+    const int t = threadIdx.x;
+    words[(t + blockIdx.x) % 64] = in[t];
+    __syncthreads();
+    if (blockIdx.x == 0) out[t] = words[63 - t];
+}
+PLANTED(fine_blocks)
+
 // Of two groups only the first has landed.
 BODY(late_wait) {
     SHARED(float, words, 128);

@@ -234,6 +234,13 @@ fn a_missing_barrier_after_a_wait_shows() {
 #[test]
 fn what_is_right_is_not_reported() {
     let neighbour = |t: usize| (t ^ 1) as f32 + 1.0;
+    let blocks = Case {
+        blocks: 5,
+        schedule: Schedule { wave: 2, ..RANDOM },
+        ..case("fine_blocks")
+    };
+    let reversed: Vec<f32> = (0..THREADS).map(|t| (64 - t) as f32).collect();
+    assert_eq!(blocks.launch(), reversed);
     assert!(right(
         "fine_syncwarp",
         &[FORWARD, REVERSE, RANDOM],
