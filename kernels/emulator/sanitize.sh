@@ -32,4 +32,4 @@ run=(cargo test --config "target.'cfg(all())'.runner = ['env', 'LD_PRELOAD=$path
 threads=(--test-threads=1)
 
 "${run[@]}" -p emulator -- "${threads[@]}"
-"${run[@]}" -p kernels --lib "${@:2}" -- "${threads[@]}" cuda
+"${run[@]}" -p kernels --lib "${@:2}" -- "${threads[@]}" cuda conformance

@@ -1,4 +1,4 @@
-// What sanitizers must be told: which fiber runs, what memory kernels may use, what orders accesses.
+// What sanitizers must be told: the running fiber, the memory kernels may use, what orders them.
 // Kernels are compiled with -fsanitize, the runtime is not; without a sanitizer all is empty.
 // Declarations: compiler-rt's sanitizer/{asan,tsan,common}_interface*.h, which GCC implements too.
 #pragma once

@@ -21,8 +21,6 @@ mod error;
 #[cfg(any(test, feature = "emulator"))]
 pub mod testing;
 #[cfg(test)]
-mod conformance;
-#[cfg(test)]
 mod tests;
 
 pub use arg::{Arg, Grid};

@@ -1,5 +1,7 @@
 //! The launch layer: what it refuses, and that a graph repeats what was recorded.
 
+mod wrappers;
+
 use half::bf16;
 
 use super::testing::{for_each_device, random};

@@ -27,6 +27,7 @@ pub(in crate::cuda) struct PinnedMemory {
 pub(super) enum LeftOver {
     Device(sys::CUdeviceptr),
     Host(u64),
+    Graph(sys::CUgraphExec),
 }
 
 impl Memory {
@@ -159,7 +160,7 @@ impl Driver {
 
     /// Frees memory when all work is done. During a capture, which must not wait, it is kept for
     /// later.
-    fn free(&self, memory: LeftOver) {
+    pub(super) fn free(&self, memory: LeftOver) {
         self.left_over().push(memory);
         self.free_left_over();
     }
@@ -173,11 +174,12 @@ impl Driver {
         // lost context is gone with it.
         ignore(result::ctx::synchronize());
         for memory in left_over.drain(..) {
-            // SAFETY: allocated so, its last handle is gone, and no work is left that uses it.
+            // SAFETY: made so, its last handle is gone, and no work is left that uses it.
             ignore(unsafe {
                 match memory {
                     LeftOver::Device(address) => result::free_sync(address),
                     LeftOver::Host(address) => result::free_host(address as *mut c_void),
+                    LeftOver::Graph(graph) => result::graph::exec_destroy(graph),
                 }
             });
         }

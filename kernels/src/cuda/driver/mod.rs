@@ -40,7 +40,7 @@ pub(super) struct Driver {
     /// Of the device: nothing may be freed while one is under way.
     captures: Arc<AtomicUsize>,
     kernels: Mutex<module::Kernels>,
-    /// Memory whose last handle went during a capture.
+    /// Memory and graphs whose last handle went during a capture.
     left_over: Mutex<Vec<memory::LeftOver>>,
 }
 

@@ -7,6 +7,7 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::super::work::{Work, launch_error};
 use super::super::{Arg, CudaError, Device};
+use super::memory::LeftOver;
 use super::{Driver, describe, ignore};
 
 #[derive(Debug)]
@@ -208,11 +209,6 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.driver.enter().is_ok() {
-            // A launch may be under way; its memory goes next, which waits too.
-            ignore(result::ctx::synchronize());
-            // SAFETY: made once, and no launch of it is left.
-            ignore(unsafe { result::graph::exec_destroy(self.raw) });
-        }
+        self.driver.free(LeftOver::Graph(self.raw));
     }
 }

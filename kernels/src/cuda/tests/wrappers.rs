@@ -4,8 +4,8 @@
 
 use half::{bf16, f16};
 
-use super::testing::{assert_near, for_each_device, random, widen};
-use super::{Device, Float, Grid};
+use super::super::testing::{assert_near, for_each_device, random, widen};
+use super::super::{Device, Float, Grid};
 use crate::dropout::Dropout;
 use crate::philox::{Philox, Stream as RandomStream};
 
@@ -33,7 +33,9 @@ fn multiply<T: Float>(device: &Device) {
 fn a_warp_multiplies_matrices() {
     for_each_device(|device| {
         multiply::<f16>(device);
-        multiply::<bf16>(device);
+        if device.properties().compute_capability >= (8, 0) {
+            multiply::<bf16>(device);
+        }
     });
 }
 
@@ -109,6 +111,90 @@ fn dropout_masks_are_those_of_the_cpu() {
             unsafe { stream.launch("conformance_dropout_f32", Grid::linear(3, 256), &args) }
                 .unwrap();
             assert_eq!(out.download().unwrap(), expected);
+        }
+    });
+}
+
+/// The micro-kernels of the room `conformance`, against what PTX says.
+fn run_words(device: &Device, kernel: &str, input: &[u32], output_words: usize) -> Vec<u32> {
+    let stream = device.stream().unwrap();
+    let input = device.upload(input).unwrap();
+    let mut out = device.alloc::<u32>(output_words).unwrap();
+    let args = [out.arg_mut(), input.arg()];
+    // SAFETY: the callers give each kernel the words that it reads and writes.
+    unsafe { stream.launch(kernel, Grid::linear(1, 32), &args) }.unwrap();
+    out.download().unwrap()
+}
+
+#[test]
+fn load_matrix_takes_one_two_and_four_matrices() {
+    // Row r is words 4 r to 4 r + 3; its element e is 8 r + e.
+    let input: Vec<u32> = (0..128).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
+    for_each_device(|device| {
+        for (matrices, suffix) in [1, 2, 4]
+            .into_iter()
+            .flat_map(|n| [(n, ""), (n, "_transposed")])
+        {
+            let kernel = format!("conformance_load_matrix_{matrices}{suffix}");
+            let out = run_words(device, &kernel, &input, 32 * matrices as usize);
+            for (i, &word) in out.iter().enumerate() {
+                let (lane, matrix) = (i as u32 / matrices, i as u32 % matrices);
+                // The kernel's lane l gives the address of row (5 l + 3) % 32.
+                let element = |row, column| ((8 * matrix + row) * 5 + 3) % 32 * 8 + column;
+                let (group, pair) = (lane / 4, lane % 4 * 2);
+                let expected = match suffix {
+                    "" => element(group, pair) | element(group, pair + 1) << 16,
+                    _ => element(pair, group) | element(pair + 1, group) << 16,
+                };
+                assert_eq!(word, expected, "{kernel}, lane {lane}, matrix {matrix}");
+            }
+        }
+    });
+}
+
+/// d (16, 8) = c (16, 8) + a (16, 8) b (8, 8), its elements where PTX ISA 8.7, 9.7.14.5.7 has them.
+fn multiply_k8<T: Float>(device: &Device, bits: impl Fn(T) -> u16) {
+    let (a, b) = (random::<T>(128, 1.0, 4), random::<T>(64, 1.0, 5));
+    let c = random::<f32>(128, 1.0, 6);
+    let pack = |low: T, high: T| u32::from(bits(low)) | u32::from(bits(high)) << 16;
+    let mut input = Vec::new();
+    // Of each lane's d: rows group and group + 8, columns pair and the next.
+    let mut places = Vec::new();
+    for lane in 0..32 {
+        let (group, pair) = (lane / 4, lane % 4 * 2);
+        places.extend([(group, pair), (group, pair + 1)]);
+        places.extend([(group + 8, pair), (group + 8, pair + 1)]);
+        let own = &places[4 * lane..];
+        input.extend(
+            own.iter()
+                .map(|(row, column)| c[row * 8 + column].to_bits()),
+        );
+        for row in [group, group + 8] {
+            input.push(pack(a[row * 8 + pair], a[row * 8 + pair + 1]));
+        }
+        input.push(pack(b[pair * 8 + group], b[(pair + 1) * 8 + group]));
+    }
+    let kernel = T::kernel("conformance_mma_m16n8k8");
+    let out = run_words(device, &kernel, &input, 128);
+    let out: Vec<f32> = out.into_iter().map(f32::from_bits).collect();
+    let product = |row: usize, column: usize| -> f64 {
+        (0..8)
+            .map(|k| a[row * 8 + k].to_f64() * b[k * 8 + column].to_f64())
+            .sum()
+    };
+    let expected: Vec<f64> = places
+        .iter()
+        .map(|&(row, column)| f64::from(c[row * 8 + column]) + product(row, column))
+        .collect();
+    assert_near(&kernel, &out, &expected, 1e-6);
+}
+
+#[test]
+fn a_warp_multiplies_matrices_of_eight_columns() {
+    for_each_device(|device| {
+        multiply_k8::<f16>(device, f16::to_bits);
+        if device.properties().compute_capability >= (8, 0) {
+            multiply_k8::<bf16>(device, bf16::to_bits);
         }
     });
 }
