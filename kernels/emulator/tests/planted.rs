@@ -276,8 +276,6 @@ macro_rules! sanitized {
 sanitized! {
     "thread": race_of_a_missing_barrier, case("missing_barrier"),
         ["ThreadSanitizer: data race", "planted.cu"];
-    "thread": race_of_a_missing_second_barrier, case("missing_barrier_unseen"),
-        ["ThreadSanitizer: data race", "planted.cu"];
     "thread": race_of_a_shuffle_for_syncwarp, case("shuffle_for_syncwarp"),
         ["ThreadSanitizer: data race", "planted.cu"];
     "thread": race_of_a_wait_without_barrier, case("wait_without_barrier"),
