@@ -19,3 +19,5 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod adamw;
 pub mod global_norm;
+#[cfg(any(test, feature = "device"))]
+pub mod controller;

@@ -20,6 +20,7 @@ pub enum Stream {
     Dropout = 4,
     Sample = 5,
     Corpus = 6,
+    Rounding = 7,
 }
 
 /// A generator for one seed and stream.

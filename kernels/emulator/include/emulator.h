@@ -72,6 +72,12 @@ template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
 template <class T> void __stcs(T* p, T value) { *p = value; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+// Rounded once each, never fused.
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline double __dmul_rn(double x, double y) { return x * y; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline float __uint_as_float(unsigned x) { return emulator::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulator::bit_cast<unsigned>(x); }

@@ -12,6 +12,10 @@
 //! "Adam", ICLR 2015, algorithm 1.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;
 

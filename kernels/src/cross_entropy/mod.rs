@@ -9,5 +9,9 @@
 //! gradient of the loss with respect to each row's: 1 / (M × micro-steps) for the mean.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;

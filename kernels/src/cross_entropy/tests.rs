@@ -8,7 +8,7 @@ use crate::simd::tests::{assert_close, gradient, random, widen, with_any_threads
 /// Losses are near 10; a sum of 60,000 exponentials in 64 lanes is off by some 1e-6 of itself.
 const TOLERANCE: f64 = 3e-6;
 
-fn reference(logits: &[f64], targets: &[u32]) -> Vec<f64> {
+pub(super) fn reference(logits: &[f64], targets: &[u32]) -> Vec<f64> {
     let v = logits.len() / targets.len();
     let loss = |(row, &target): (&[f64], &u32)| {
         let highest = row.iter().copied().fold(f64::MIN, f64::max);
@@ -18,7 +18,7 @@ fn reference(logits: &[f64], targets: &[u32]) -> Vec<f64> {
     logits.chunks(v).zip(targets).map(loss).collect()
 }
 
-fn inputs(m: usize, v: usize, seed: u64) -> (Vec<f32>, Vec<u32>) {
+pub(super) fn inputs(m: usize, v: usize, seed: u64) -> (Vec<f32>, Vec<u32>) {
     let logits = random(m * v, seed).iter().map(|x| 9.0 * x).collect();
     let targets = random(m, seed + 1);
     let targets = targets

@@ -55,7 +55,8 @@ impl Float for bf16 {
     const NAME: &'static str = "bf16";
     const ROUNDOFF: f64 = 1.0 / (1u64 << 8) as f64;
     fn from_f64(x: f64) -> Self {
-        Self::from_f64(x)
+        // By way of f32: `half` takes only the upper 32 bits of an f64 for its rounding.
+        Self::from_f32(x as f32)
     }
     fn to_f64(self) -> f64 {
         self.into()

@@ -8,6 +8,10 @@
 //! Sums of separate buffers may be added before the root is taken.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;
 
