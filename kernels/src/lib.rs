@@ -12,8 +12,8 @@ pub mod cuda;
 mod conformance;
 pub mod gelu;
 pub mod dropout;
-pub mod embedding;
 pub mod layernorm;
+pub mod embedding;
 pub mod matmul;
 pub mod attention;
 pub mod cross_entropy;
@@ -21,3 +21,5 @@ pub mod adamw;
 pub mod global_norm;
 #[cfg(any(test, feature = "device"))]
 pub mod controller;
+#[cfg(any(test, feature = "device"))]
+pub mod batch;

@@ -84,6 +84,11 @@ impl<T: Element> Buffer<T> {
         self.len == 0
     }
 
+    /// Whether the first element lies at a multiple of `bytes`, a power of two.
+    pub fn is_aligned(&self, bytes: u64) -> bool {
+        self.address().is_multiple_of(bytes)
+    }
+
     /// A part of the buffer, in the same memory: who writes to one writes to the other.
     pub fn slice(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len);

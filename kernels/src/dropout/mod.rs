@@ -14,6 +14,8 @@ pub mod cpu;
 #[cfg(any(test, feature = "device"))]
 pub mod cuda;
 #[cfg(test)]
+mod cuda_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::philox::Philox;

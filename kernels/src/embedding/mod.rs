@@ -11,5 +11,9 @@
 //! Nothing is saved. Every sum runs in the order of the batch.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use crate::dropout::{self, Dropout};
 use crate::philox::{Philox, Stream};
 use crate::simd::tests::{assert_close, random, widen, with_any_threads};
 
-fn dropout(p: f64) -> Dropout {
+pub(super) fn dropout(p: f64) -> Dropout {
     Dropout {
         p,
         philox: Philox::new(7, Stream::Dropout),
@@ -16,7 +16,7 @@ fn dropout(p: f64) -> Dropout {
     }
 }
 
-fn tokens(n: usize, v: usize, seed: u64) -> Vec<u32> {
+pub(super) fn tokens(n: usize, v: usize, seed: u64) -> Vec<u32> {
     let below = |x: f32| (f64::from(x.abs()) * v as f64) as u32;
     random(n, seed)
         .into_iter()

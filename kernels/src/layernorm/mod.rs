@@ -14,5 +14,9 @@
 //! normalization", 2016.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use crate::simd::tests::{assert_close, gradient, random, widen, with_any_threads
 /// Sums of up to 300 products of numbers near 1, in f32.
 const TOLERANCE: f64 = 5e-6;
 
-fn reference(x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+pub(super) fn reference(x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
     let c = weight.len();
     let mut out = Vec::new();
     for row in x.chunks(c) {
