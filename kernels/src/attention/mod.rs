@@ -7,6 +7,10 @@
 //! Decode: one new token against cached keys and values.
 
 pub mod cpu;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;
 

@@ -10,12 +10,12 @@ use crate::philox::{Philox, Stream};
 /// stay within this of the f64 result.
 const TOLERANCE: f64 = 2e-5;
 
-fn random(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn random(len: usize, seed: u64) -> Vec<f32> {
     let mut sequence = Philox::new(seed, Stream::Init).sequence([0; 3]);
     (0..len).map(|_| sequence.next_normal() as f32).collect()
 }
 
-fn dims(batch: usize, time: usize, heads: usize, head_size: usize) -> Dims {
+pub(super) fn dims(batch: usize, time: usize, heads: usize, head_size: usize) -> Dims {
     Dims {
         batch,
         time,
@@ -24,7 +24,7 @@ fn dims(batch: usize, time: usize, heads: usize, head_size: usize) -> Dims {
     }
 }
 
-fn dropout(seed: u64) -> Dropout {
+pub(super) fn dropout(seed: u64) -> Dropout {
     Dropout {
         p: 0.2,
         philox: Philox::new(seed, Stream::Dropout),
@@ -47,9 +47,9 @@ fn factor(dropout: Option<&Dropout>, index: usize) -> f64 {
 }
 
 /// The operation as its formula reads, in f64: out, lse, and the weights before dropout.
-struct Reference {
-    out: Vec<f64>,
-    lse: Vec<f64>,
+pub(super) struct Reference {
+    pub(super) out: Vec<f64>,
+    pub(super) lse: Vec<f64>,
     /// (B, H, T, T)
     probabilities: Vec<f64>,
 }
@@ -60,7 +60,7 @@ fn at(dims: Dims, parts: usize, part: usize, [batch, token, head, lane]: [usize;
     ((row * parts + part) * dims.heads + head) * dims.head_size + lane
 }
 
-fn reference(qkv: &[f64], dims: Dims, dropout: Option<&Dropout>) -> Reference {
+pub(super) fn reference(qkv: &[f64], dims: Dims, dropout: Option<&Dropout>) -> Reference {
     let Dims {
         batch,
         time,
@@ -102,7 +102,7 @@ fn reference(qkv: &[f64], dims: Dims, dropout: Option<&Dropout>) -> Reference {
 }
 
 /// Gradient of `qkv` by the chain rule through the reference.
-fn reference_gradient(
+pub(super) fn reference_gradient(
     dout: &[f64],
     qkv: &[f64],
     dims: Dims,

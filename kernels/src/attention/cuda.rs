@@ -1,0 +1,130 @@
+//! Attention on a device. Called by engines that run there.
+
+use super::Dims;
+use crate::cuda::{Arg, Buffer, CudaError, Float, Grid, Stream};
+use crate::dropout::Dropout;
+
+/// The largest head of the kernels on tensor cores.
+const TENSOR_CORE_HEAD_SIZE_MAX: usize = 128;
+/// Threads of a block, in the kernels on tensor cores.
+const THREADS: u32 = 128;
+
+/// `out` `(B, T, C)` = attention of `qkv` `(B, T, 3C)`; saves `lse` `(B, H, T)` for `backward`.
+///
+/// `dropout` drops attention weights, with the mask of `cpu::forward`; its second part, in device
+/// memory, stands for the dropout's `at`. Panics if a length does not fit `dims`.
+#[expect(unsafe_code, reason = "the launch of the kernels")]
+pub fn forward<T: Float>(
+    stream: &Stream,
+    out: &mut Buffer<T>,
+    lse: &mut Buffer<f32>,
+    qkv: &Buffer<T>,
+    dims: Dims,
+    dropout: Option<(&Dropout, &Buffer<u32>)>,
+) -> Result<(), CudaError> {
+    check(dims, dropout.is_some());
+    let tokens = dims.batch * dims.time;
+    assert_eq!(out.len(), tokens * dims.channels(), "out is (B, T, C)");
+    assert_eq!(lse.len(), tokens * dims.heads, "lse is (B, H, T)");
+    assert_eq!(qkv.len(), 3 * out.len(), "qkv is (B, T, 3C)");
+    if out.is_empty() {
+        return Ok(());
+    }
+    let tiles = forward_tiles(tensor_core_size(dims));
+    let (kernel, grid, stages) = tiles.launch::<T>(stream, "attention_forward", dims, dropout);
+    let mut args = vec![out.arg_mut(), lse.arg_mut(), qkv.arg()];
+    args.extend(dims_args(dims));
+    args.push(stages.into());
+    args.extend(dropout_args(dropout));
+    // SAFETY: the kernel reads and writes tokens 0..T of B sequences of H heads, and the buffers
+    // are of that many.
+    unsafe { stream.launch(&kernel, grid, &args) }
+}
+
+/// How a kernel on tensor cores cuts a head, as its `KERNEL` line says.
+#[derive(Clone, Copy)]
+struct Tiles {
+    /// D: the columns of a tile.
+    head_size: usize,
+    /// Rows that a block computes.
+    rows: usize,
+    /// Bytes of shared memory that stay the whole time, and of each stage.
+    fixed_bytes: usize,
+    stage_bytes: usize,
+}
+
+fn forward_tiles(head_size: usize) -> Tiles {
+    let keys = if head_size == 128 { 32 } else { 64 };
+    Tiles {
+        head_size,
+        rows: 128,
+        fixed_bytes: 128 * head_size * 2,
+        stage_bytes: 2 * keys * head_size * 2,
+    }
+}
+
+impl Tiles {
+    /// Kernel, shape and stages of a launch. Without asynchronous copies (sm_75) a second stage
+    /// would only take shared memory from a second block.
+    fn launch<T: Float>(
+        self,
+        stream: &Stream,
+        stem: &str,
+        dims: Dims,
+        dropout: Option<(&Dropout, &Buffer<u32>)>,
+    ) -> (String, Grid, i32) {
+        let properties = stream.device().properties();
+        let stages = if properties.compute_capability >= (8, 0) {
+            2
+        } else {
+            1
+        };
+        let bytes = self.fixed_bytes + stages * self.stage_bytes;
+        assert!(bytes <= properties.shared_bytes_max as usize);
+        let drops = if dropout.is_some() { "_dropout" } else { "" };
+        let kernel = T::kernel(&format!("{stem}{drops}_{}", self.head_size));
+        let blocks = dims.batch * dims.heads * dims.time.div_ceil(self.rows);
+        let grid = Grid::linear(blocks, THREADS).with_shared(bytes as u32);
+        (kernel, grid, stages as i32)
+    }
+}
+
+/// The head size of the kernel for heads of this size.
+fn tensor_core_size(dims: Dims) -> usize {
+    assert!(dims.head_size <= TENSOR_CORE_HEAD_SIZE_MAX);
+    dims.head_size.next_power_of_two().max(32)
+}
+
+fn check(dims: Dims, drops: bool) {
+    let Dims {
+        batch,
+        time,
+        heads,
+        head_size,
+    } = dims;
+    assert!(
+        !drops || (batch * heads * time * time).div_ceil(4) <= 1 << 32,
+        "there are more attention weights than a dropout has random words"
+    );
+    assert!(
+        [time, heads, head_size]
+            .iter()
+            .all(|&n| i32::try_from(n).is_ok()),
+        "dims are int in the kernels"
+    );
+}
+
+/// `int time, int heads, int head_size, float scale`
+fn dims_args(dims: Dims) -> [Arg; 4] {
+    let scale = (1.0 / (dims.head_size as f64).sqrt()) as f32;
+    [
+        (dims.time as i32).into(),
+        (dims.heads as i32).into(),
+        (dims.head_size as i32).into(),
+        scale.into(),
+    ]
+}
+
+fn dropout_args(dropout: Option<(&Dropout, &Buffer<u32>)>) -> [Arg; 6] {
+    dropout.map_or_else(Dropout::none, |(dropout, at)| dropout.args(at))
+}
