@@ -98,7 +98,7 @@ __device__ __forceinline__ void attention_forward(T* out, float* lse, const T* q
     const Dropout dropout = Dropout::of(at, key_0, key_1, dropout_place, threshold, keep);
     const int tiles = (time + QUERIES - 1) / QUERIES;
     const Place place(time, heads, tiles);
-    const size_t channels = size_t(heads) * head_size;
+    const int channels = heads * head_size;
     const auto q = Rows<const T>::of(qkv, place, 3 * channels, 0, head_size);
     const auto k = Rows<const T>::of(qkv, place, 3 * channels, channels, head_size);
     const auto v = Rows<const T>::of(qkv, place, 3 * channels, 2 * channels, head_size);

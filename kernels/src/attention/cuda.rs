@@ -8,6 +8,9 @@ use crate::dropout::Dropout;
 const TENSOR_CORE_HEAD_SIZE_MAX: usize = 128;
 /// Threads of a block, in the kernels on tensor cores.
 const THREADS: u32 = 128;
+/// Threads of a block, and rows that it sums.
+const DELTA_THREADS: u32 = 256;
+const DELTA_ROWS: usize = 32;
 
 /// `out` `(B, T, C)` = attention of `qkv` `(B, T, 3C)`; saves `lse` `(B, H, T)` for `backward`.
 ///
@@ -41,6 +44,69 @@ pub fn forward<T: Float>(
     unsafe { stream.launch(&kernel, grid, &args) }
 }
 
+/// `dqkv` `(B, T, 3C)` = gradient of the inputs of `forward` from `dout` `(B, T, C)`, the gradient
+/// of its output, given its input `qkv`, its output `out` and `lse`, with the same `dropout`.
+///
+/// `scratch` is of `scratch_len(dims)`; what it holds before and after means nothing.
+/// Panics if a length does not fit `dims`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the operation has as many operands"
+)]
+#[expect(unsafe_code, reason = "the launches of the kernels")]
+pub fn backward<T: Float>(
+    stream: &Stream,
+    dqkv: &mut Buffer<T>,
+    dout: &Buffer<T>,
+    qkv: &Buffer<T>,
+    out: &Buffer<T>,
+    lse: &Buffer<f32>,
+    dims: Dims,
+    dropout: Option<(&Dropout, &Buffer<u32>)>,
+    scratch: &mut Buffer<f32>,
+) -> Result<(), CudaError> {
+    check(dims, dropout.is_some());
+    let rows = dims.batch * dims.time * dims.heads;
+    assert_eq!(out.len(), rows * dims.head_size, "out is (B, T, C)");
+    assert_eq!(dout.len(), out.len(), "dout is (B, T, C)");
+    assert_eq!(lse.len(), rows, "lse is (B, H, T)");
+    assert_eq!(qkv.len(), 3 * out.len(), "qkv is (B, T, 3C)");
+    assert_eq!(dqkv.len(), qkv.len(), "dqkv is (B, T, 3C)");
+    assert_eq!(
+        scratch.len(),
+        scratch_len(dims),
+        "scratch is of scratch_len"
+    );
+    if out.is_empty() {
+        return Ok(());
+    }
+    let [time, heads, head_size, _] = dims_args(dims);
+    let grid = Grid::linear(rows.div_ceil(DELTA_ROWS), DELTA_THREADS);
+    let mut args = vec![scratch.arg_mut(), dout.arg(), out.arg()];
+    args.extend([time, heads, head_size, (rows as u64).into()]);
+    // SAFETY: the kernel reads and writes B T H rows, of hs elements and of one, and the buffers
+    // are of that many.
+    unsafe { stream.launch(&T::kernel("attention_delta"), grid, &args)? };
+    for (stem, keys) in [("backward_keys", true), ("backward_queries", false)] {
+        let tiles = backward_tiles(tensor_core_size(dims), keys);
+        let stem = format!("attention_{stem}");
+        let (kernel, grid, stages) = tiles.launch::<T>(stream, &stem, dims, dropout);
+        let mut args = vec![dqkv.arg_mut(), dout.arg(), qkv.arg()];
+        args.extend([lse.arg(), scratch.arg()]);
+        args.extend(dims_args(dims));
+        args.push(stages.into());
+        args.extend(dropout_args(dropout));
+        // SAFETY: as in `forward`; the two kernels write to different columns of dqkv.
+        unsafe { stream.launch(&kernel, grid, &args)? };
+    }
+    Ok(())
+}
+
+/// Elements of the scratch that `backward` needs: a sum for each row of `out`.
+pub fn scratch_len(dims: Dims) -> usize {
+    dims.batch * dims.heads * dims.time
+}
+
 /// How a kernel on tensor cores cuts a head, as its `KERNEL` line says.
 #[derive(Clone, Copy)]
 struct Tiles {
@@ -60,6 +126,19 @@ fn forward_tiles(head_size: usize) -> Tiles {
         rows: 128,
         fixed_bytes: 128 * head_size * 2,
         stage_bytes: 2 * keys * head_size * 2,
+    }
+}
+
+/// The tiles of the kernel for keys and values (`keys`) or the one for queries.
+fn backward_tiles(head_size: usize, keys: bool) -> Tiles {
+    let columns = if head_size == 128 { 32 } else { 64 };
+    // Rows, and what a stage has of the other side, with two numbers a query.
+    let (rows, statistics) = (64, if keys { 2 * columns * 4 } else { 0 });
+    Tiles {
+        head_size,
+        rows,
+        fixed_bytes: 2 * rows * head_size * 2,
+        stage_bytes: 2 * columns * head_size * 2 + statistics,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::tests::{dims, dropout, reference};
+use super::tests::{dims, dropout, reference, reference_gradient};
 use super::{Dims, cuda};
 use crate::cuda::testing::{assert_near, for_each_device, random, widen};
 use crate::cuda::{Buffer, Device, Float};
@@ -56,6 +56,60 @@ impl<T: Float> Case<T> {
         (out.download().unwrap(), lse.download().unwrap())
     }
 
+    /// dqkv of `dout`.
+    fn backward(&self, device: &Device, dout: &[T], skipped: usize) -> Vec<T> {
+        let (out, lse) = self.forward(device, 0);
+        let stream = device.stream().unwrap();
+        let len = self.qkv.len();
+        let mut dqkv = device
+            .alloc::<T>(len + skipped)
+            .unwrap()
+            .slice(skipped..len + skipped);
+        let mut scratch = device.alloc(cuda::scratch_len(self.dims)).unwrap();
+        let at = self
+            .dropout
+            .map(|dropout| device.upload(&dropout.at).unwrap());
+        let dropout = self.dropout.as_ref().zip(at.as_ref());
+        let qkv = self.upload(device, skipped);
+        let [dout, out] = [dout, &out].map(|x| device.upload(x).unwrap());
+        let lse = device.upload(&lse).unwrap();
+        cuda::backward(
+            &stream,
+            &mut dqkv,
+            &dout,
+            &qkv,
+            &out,
+            &lse,
+            self.dims,
+            dropout,
+            &mut scratch,
+        )
+        .unwrap();
+        dqkv.download().unwrap()
+    }
+
+    fn check_backward(&self, device: &Device, skipped: usize) {
+        let dout = random::<T>(self.qkv.len() / 3, 1.0, 99);
+        let (wide, dropout) = (widen(&self.qkv), self.dropout.as_ref());
+        let expected = reference_gradient(&widen(&dout), &wide, self.dims, dropout);
+        let dqkv = self.backward(device, &dout, skipped);
+        // Each of dq, dk and dv by itself, for they differ in size.
+        let channels = self.dims.channels();
+        for (i, part) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            let pick = |row: usize| {
+                row * 3 * channels + i * channels..row * 3 * channels + (i + 1) * channels
+            };
+            let rows = 0..self.qkv.len() / (3 * channels);
+            let got: Vec<T> = rows
+                .clone()
+                .flat_map(|row| dqkv[pick(row)].to_vec())
+                .collect();
+            let expected: Vec<f64> = rows.flat_map(|row| expected[pick(row)].to_vec()).collect();
+            let what = format!("{part}, {}", self.what(device));
+            assert_near(&what, &got, &expected, tolerance::<T>());
+        }
+    }
+
     fn what(&self, device: &Device) -> String {
         let drops = self.dropout.is_some();
         format!(
@@ -97,5 +151,24 @@ fn forward_matches_f64() {
         Case::<f16>::new(dims(1, 33, 2, 80), None, 3).check_forward(device, 0);
         Case::<bf16>::new(dims(1, 20, 2, 23), Some(dropout(1)), 4).check_forward(device, 0);
         Case::<bf16>::new(dims(1, 36, 2, 64), Some(dropout(1)), 5).check_forward(device, 1);
+    });
+}
+
+#[test]
+fn backward_matches_f64() {
+    for_each_device(|device| {
+        for (dims, drops) in [
+            (dims(1, 84, 2, 64), true),
+            (dims(2, 67, 1, 64), false),
+            (dims(1, 70, 1, 32), true),
+            (dims(1, 101, 1, 128), false),
+        ] {
+            let dropout = drops.then(|| dropout(1));
+            Case::<bf16>::new(dims, dropout, 1).check_backward(device, 0);
+            Case::<f16>::new(dims, dropout, 2).check_backward(device, 0);
+        }
+        Case::<f16>::new(dims(1, 33, 2, 80), None, 3).check_backward(device, 0);
+        Case::<bf16>::new(dims(1, 20, 2, 23), Some(dropout(1)), 4).check_backward(device, 0);
+        Case::<bf16>::new(dims(1, 36, 2, 64), Some(dropout(1)), 5).check_backward(device, 1);
     });
 }

@@ -25,15 +25,15 @@ struct Place {
 // Rows of one head in a packed tensor: row i begins at first + i stride.
 template <typename T> struct Rows {
     T* first;
-    size_t stride;
+    int stride;
     int columns;   // hs
     bool aligned;  // rows are whole vectors at aligned addresses
 
     // Of a tensor whose tokens have `stride` elements, the head's at `column`.
-    static __device__ __forceinline__ Rows of(T* tensor, const Place& place, size_t stride,
-                                              size_t column, int head_size) {
+    static __device__ __forceinline__ Rows of(T* tensor, const Place& place, int stride, int column,
+                                              int head_size) {
         const bool aligned = is_vector_aligned(tensor) && head_size % 8 == 0;
-        T* first = tensor + place.first_token * stride + column + size_t(place.head) * head_size;
+        T* first = tensor + place.first_token * stride + column + place.head * head_size;
         return Rows{first, stride, head_size, aligned};
     }
 };
@@ -60,7 +60,7 @@ __device__ __forceinline__ void copy_tile(T* tile, const Rows<const T>& from, in
         for (int i = 0; i < ROWS; i += STEP) {
             const bool valid = first + row + i < end && chunk * 8 < from.columns;
             copy_async_16(to + tile_offset<D>(row + i, chunk),
-                          valid ? source + i * from.stride : from.first, valid);
+                          valid ? source + size_t(i) * from.stride : from.first, valid);
         }
         return;
     }
@@ -70,7 +70,7 @@ __device__ __forceinline__ void copy_tile(T* tile, const Rows<const T>& from, in
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             const bool valid = first + row + i < end && chunk * 8 + k < from.columns;
-            v[k] = valid ? source[i * from.stride + k] : from_float<T>(0.0f);
+            v[k] = valid ? source[size_t(i) * from.stride + k] : from_float<T>(0.0f);
         }
         store_vec(tile + tile_offset<D>(row + i, chunk) / sizeof(T), v);
     }
