@@ -101,7 +101,8 @@ __device__ __forceinline__ void attention_forward(T* out, float* lse, const T* q
     const int channels = heads * head_size;
     const auto q = Rows<const T>::of(qkv, place, 3 * channels, 0, head_size);
     const auto k = Rows<const T>::of(qkv, place, 3 * channels, channels, head_size);
-    const auto v = Rows<const T>::of(qkv, place, 3 * channels, 2 * channels, head_size);
+    auto v = k;
+    v.first += channels;
 
     const int block_row = (tiles - 1 - place.tile) * QUERIES;
     const int own = threadIdx.x / 32 * 16 * M, first_row = block_row + own;
@@ -193,13 +194,20 @@ __device__ __forceinline__ void attention_forward(T* out, float* lse, const T* q
            (out, lse, qkv, time, heads, head_size, scale, stages, at, key_0, key_1, place,        \
             threshold, keep),                                                                     \
            attention_forward<T, D, M, WARPS, KEYS, HOLDS, DROPS>)
+// Whether fragments of the queries stay in registers. At hs = 64 on sm_100 and later they do not fit;
+// at 128 nowhere.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool HOLDS_64 = false;
+#else
+constexpr bool HOLDS_64 = true;
+#endif
 // The tiles: as `forward_tiles` in cuda.rs has them.
 #define FORWARDS(T, dtype)                                                                        \
     FORWARD(attention_forward_32_##dtype, T, 32, 2, 4, 64, true, false)                           \
-    FORWARD(attention_forward_64_##dtype, T, 64, 2, 4, 64, true, false)                           \
+    FORWARD(attention_forward_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, false)                           \
     FORWARD(attention_forward_128_##dtype, T, 128, 2, 4, 32, false, false)                        \
     FORWARD(attention_forward_dropout_32_##dtype, T, 32, 2, 4, 64, true, true)                    \
-    FORWARD(attention_forward_dropout_64_##dtype, T, 64, 2, 4, 64, true, true)                    \
+    FORWARD(attention_forward_dropout_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, true)                    \
     FORWARD(attention_forward_dropout_128_##dtype, T, 128, 2, 4, 32, false, true)
 FORWARDS(f16, f16)
 #if DEVICE_HAS_BF16_MMA

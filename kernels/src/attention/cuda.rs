@@ -4,8 +4,12 @@ use super::Dims;
 use crate::cuda::{Arg, Buffer, CudaError, Float, Grid, Stream};
 use crate::dropout::Dropout;
 
-/// The largest head of the kernels on tensor cores.
+/// The largest head of all kernels, and of those on tensor cores.
+const HEAD_SIZE_MAX: usize = 256;
 const TENSOR_CORE_HEAD_SIZE_MAX: usize = 128;
+/// Threads of a block on the general path, and rows that it computes.
+const GENERAL_THREADS: u32 = 256;
+const GENERAL_ROWS: usize = 64;
 /// Threads of a block, in the kernels on tensor cores.
 const THREADS: u32 = 128;
 /// Threads of a block, and rows that it sums.
@@ -33,12 +37,18 @@ pub fn forward<T: Float>(
     if out.is_empty() {
         return Ok(());
     }
-    let tiles = forward_tiles(tensor_core_size(dims));
-    let (kernel, grid, stages) = tiles.launch::<T>(stream, "attention_forward", dims, dropout);
     let mut args = vec![out.arg_mut(), lse.arg_mut(), qkv.arg()];
     args.extend(dims_args(dims));
-    args.push(stages.into());
+    let (kernel, grid) = if let Some(head_size) = tensor_core_size::<T>(stream, dims) {
+        let tiles = forward_tiles(head_size);
+        let (kernel, grid, stages) = tiles.launch(stream, "forward", dims, dropout.is_some());
+        args.push(stages.into());
+        (kernel, grid)
+    } else {
+        general("forward", dims)
+    };
     args.extend(dropout_args(dropout));
+    let kernel = T::kernel(&kernel);
     // SAFETY: the kernel reads and writes tokens 0..T of B sequences of H heads, and the buffers
     // are of that many.
     unsafe { stream.launch(&kernel, grid, &args) }
@@ -88,14 +98,19 @@ pub fn backward<T: Float>(
     // are of that many.
     unsafe { stream.launch(&T::kernel("attention_delta"), grid, &args)? };
     for (stem, keys) in [("backward_keys", true), ("backward_queries", false)] {
-        let tiles = backward_tiles(tensor_core_size(dims), keys);
-        let stem = format!("attention_{stem}");
-        let (kernel, grid, stages) = tiles.launch::<T>(stream, &stem, dims, dropout);
         let mut args = vec![dqkv.arg_mut(), dout.arg(), qkv.arg()];
         args.extend([lse.arg(), scratch.arg()]);
         args.extend(dims_args(dims));
-        args.push(stages.into());
+        let (kernel, grid) = if let Some(head_size) = tensor_core_size::<T>(stream, dims) {
+            let tiles = backward_tiles(head_size, keys);
+            let (kernel, grid, stages) = tiles.launch(stream, stem, dims, dropout.is_some());
+            args.push(stages.into());
+            (kernel, grid)
+        } else {
+            general(stem, dims)
+        };
         args.extend(dropout_args(dropout));
+        let kernel = T::kernel(&kernel);
         // SAFETY: as in `forward`; the two kernels write to different columns of dqkv.
         unsafe { stream.launch(&kernel, grid, &args)? };
     }
@@ -145,13 +160,7 @@ fn backward_tiles(head_size: usize, keys: bool) -> Tiles {
 impl Tiles {
     /// Kernel, shape and stages of a launch. Without asynchronous copies (sm_75) a second stage
     /// would only take shared memory from a second block.
-    fn launch<T: Float>(
-        self,
-        stream: &Stream,
-        stem: &str,
-        dims: Dims,
-        dropout: Option<(&Dropout, &Buffer<u32>)>,
-    ) -> (String, Grid, i32) {
+    fn launch(self, stream: &Stream, stem: &str, dims: Dims, drops: bool) -> (String, Grid, i32) {
         let properties = stream.device().properties();
         let stages = if properties.compute_capability >= (8, 0) {
             2
@@ -160,18 +169,36 @@ impl Tiles {
         };
         let bytes = self.fixed_bytes + stages * self.stage_bytes;
         assert!(bytes <= properties.shared_bytes_max as usize);
-        let drops = if dropout.is_some() { "_dropout" } else { "" };
-        let kernel = T::kernel(&format!("{stem}{drops}_{}", self.head_size));
-        let blocks = dims.batch * dims.heads * dims.time.div_ceil(self.rows);
-        let grid = Grid::linear(blocks, THREADS).with_shared(bytes as u32);
+        let drops = if drops { "_dropout" } else { "" };
+        let kernel = format!("attention_{stem}{drops}_{}", self.head_size);
+        let grid = Grid::linear(blocks(dims, self.rows), THREADS).with_shared(bytes as u32);
         (kernel, grid, stages as i32)
     }
 }
 
-/// The head size of the kernel for heads of this size.
-fn tensor_core_size(dims: Dims) -> usize {
-    assert!(dims.head_size <= TENSOR_CORE_HEAD_SIZE_MAX);
-    dims.head_size.next_power_of_two().max(32)
+/// Kernel and shape of a launch on the general path. f16 comes here with large heads only.
+fn general(stem: &str, dims: Dims) -> (String, Grid) {
+    let head_size = dims.head_size.next_power_of_two().max(64);
+    let kernel = format!("attention_general_{stem}_{head_size}");
+    (
+        kernel,
+        Grid::linear(blocks(dims, GENERAL_ROWS), GENERAL_THREADS),
+    )
+}
+
+fn blocks(dims: Dims, rows: usize) -> usize {
+    dims.batch * dims.heads * dims.time.div_ceil(rows)
+}
+
+/// The head size of the kernel on tensor cores for heads of this size, if there is one.
+fn tensor_core_size<T: Float>(stream: &Stream, dims: Dims) -> Option<usize> {
+    let multiplies = match T::NAME {
+        "f16" => true,
+        "bf16" => stream.device().properties().compute_capability >= (8, 0),
+        _ => false,
+    };
+    let head_size = dims.head_size.next_power_of_two().max(32);
+    (multiplies && head_size <= TENSOR_CORE_HEAD_SIZE_MAX).then_some(head_size)
 }
 
 fn check(dims: Dims, drops: bool) {
@@ -181,6 +208,10 @@ fn check(dims: Dims, drops: bool) {
         heads,
         head_size,
     } = dims;
+    assert!(
+        head_size <= HEAD_SIZE_MAX,
+        "heads have at most {HEAD_SIZE_MAX} elements"
+    );
     assert!(
         !drops || (batch * heads * time * time).div_ceil(4) <= 1 << 32,
         "there are more attention weights than a dropout has random words"

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::tests::{dims, dropout, reference, reference_gradient};
-use super::{Dims, cuda};
+use super::{Dims, cpu, cuda};
 use crate::cuda::testing::{assert_near, for_each_device, random, widen};
 use crate::cuda::{Buffer, Device, Float};
 use crate::dropout::Dropout;
@@ -147,6 +147,12 @@ fn forward_matches_f64() {
             Case::<bf16>::new(dims, dropout, 1).check_forward(device, 0);
             Case::<f16>::new(dims, dropout, 2).check_forward(device, 0);
         }
+        for (head_size, time) in [(17, 70), (64, 40), (100, 66), (200, 33)] {
+            let dropout = (time != 40).then(|| dropout(1));
+            Case::<f32>::new(dims(2, time, 2, head_size), dropout, 6).check_forward(device, 0);
+        }
+        Case::<bf16>::new(dims(1, 20, 2, 160), None, 7).check_forward(device, 0);
+        Case::<f16>::new(dims(1, 20, 2, 160), None, 7).check_forward(device, 0);
         // Padded heads, and rows that are not aligned.
         Case::<f16>::new(dims(1, 33, 2, 80), None, 3).check_forward(device, 0);
         Case::<bf16>::new(dims(1, 20, 2, 23), Some(dropout(1)), 4).check_forward(device, 0);
@@ -167,8 +173,137 @@ fn backward_matches_f64() {
             Case::<bf16>::new(dims, dropout, 1).check_backward(device, 0);
             Case::<f16>::new(dims, dropout, 2).check_backward(device, 0);
         }
+        for (head_size, time) in [(17, 70), (64, 40), (100, 66), (200, 33)] {
+            let dropout = (time != 40).then(|| dropout(1));
+            Case::<f32>::new(dims(1, time, 2, head_size), dropout, 6).check_backward(device, 0);
+        }
+        Case::<bf16>::new(dims(1, 20, 2, 160), None, 7).check_backward(device, 0);
+        Case::<f16>::new(dims(1, 20, 2, 160), None, 7).check_backward(device, 0);
         Case::<f16>::new(dims(1, 33, 2, 80), None, 3).check_backward(device, 0);
         Case::<bf16>::new(dims(1, 20, 2, 23), Some(dropout(1)), 4).check_backward(device, 0);
         Case::<bf16>::new(dims(1, 36, 2, 64), Some(dropout(1)), 5).check_backward(device, 1);
+    });
+}
+
+/// The kernels' own forward pass in f32, differenced along one direction at a time: the slope along
+/// it is the product of the gradient with it. Its error is that of rounding the loss, 1e-7 of a sum
+/// of 600 terms near 1, over the step, and the step squared.
+#[test]
+fn backward_is_the_derivative_of_the_kernels_forward() {
+    const STEP: f32 = 1.0 / 128.0;
+    for_each_device(|device| {
+        let mut case = Case::<f32>::new(dims(1, 21, 2, 16), Some(dropout(9)), 1);
+        let dout = random::<f32>(case.qkv.len() / 3, 1.0, 2);
+        let dqkv = case.backward(device, &dout, 0);
+        let middle = case.qkv.clone();
+        for seed in 0..3 {
+            let direction: Vec<f32> = random(middle.len(), 1.0, 10 + seed);
+            let mut loss = |step: f32| -> f64 {
+                let moved = middle.iter().zip(&direction).map(|(x, d)| x + step * d);
+                case.qkv = moved.collect();
+                let (out, _) = case.forward(device, 0);
+                out.iter()
+                    .zip(&dout)
+                    .map(|(out, dout)| f64::from(*out) * f64::from(*dout))
+                    .sum()
+            };
+            let slope = (loss(STEP) - loss(-STEP)) / (2.0 * f64::from(STEP));
+            let product = |(d, g): (&f32, &f32)| f64::from(*d) * f64::from(*g);
+            let expected: f64 = direction.iter().zip(&dqkv).map(product).sum();
+            assert!(
+                (slope - expected).abs() < 2e-3,
+                "{}: {slope} {expected}",
+                device.name()
+            );
+        }
+    });
+}
+
+/// Queries of zeros give all keys one weight, and values that are all 1 in column 0 and a power of
+/// 2 for each key in the others make of `out` the mask itself, bit for bit the one of `factors`.
+#[test]
+fn masks_are_those_of_the_cpu() {
+    fn check<T: Float>(device: &Device, head_size: usize, time: usize) {
+        let dims = dims(2, time, 2, head_size);
+        let dropout = dropout(11);
+        let channels = dims.channels();
+        let mut case = Case::<T>::new(dims, Some(dropout), 1);
+        // Value of key k: 1 in column k, else 0; so out (q, k) is weight (q, k).
+        for (row, qkv) in case.qkv.chunks_exact_mut(3 * channels).enumerate() {
+            qkv.fill(T::from_f64(0.0));
+            for v in qkv[2 * channels..].chunks_exact_mut(head_size) {
+                v[row % time] = T::from_f64(1.0);
+            }
+        }
+        let (out, _) = case.forward(device, 0);
+        // Of out = v dropped, the gradient of v tells the mask of backward.
+        let dout: Vec<T> = (0..out.len())
+            .map(|i| T::from_f64(f64::from(u8::from(i / channels % time == i % head_size))))
+            .collect();
+        let dqkv = case.backward(device, &dout, 0);
+        let mut factors = vec![0.0; time];
+        for (b, h) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for query in 0..time {
+                dropout.factors(((b * 2 + h) * time + query) * time, &mut factors);
+                for key in 0..=query {
+                    let kept = factors[key] != 0.0;
+                    let weight = out[(b * time + query) * channels + h * head_size + key];
+                    assert_eq!(
+                        weight.to_f64() != 0.0,
+                        kept,
+                        "forward {b} {h} {query} {key}"
+                    );
+                    let row = (b * time + key) * 3 * channels + 2 * channels;
+                    let weight = dqkv[row + h * head_size + query];
+                    assert_eq!(
+                        weight.to_f64() != 0.0,
+                        kept,
+                        "backward {b} {h} {query} {key}"
+                    );
+                }
+            }
+        }
+    }
+    for_each_device(|device| {
+        check::<bf16>(device, 32, 32);
+        check::<f16>(device, 128, 92);
+        check::<bf16>(device, 32, 31);
+        check::<f32>(device, 24, 23);
+    });
+}
+
+/// The CPU room as a second witness, of dropout too.
+#[test]
+fn agrees_with_the_cpu() {
+    for_each_device(|device| {
+        let dropout = dropout(3);
+        let case = Case::<f32>::new(dims(2, 70, 2, 32), Some(dropout), 1);
+        let dout = random::<f32>(case.qkv.len() / 3, 1.0, 2);
+        let (out, lse) = case.forward(device, 0);
+        let mut expected = vec![0.0; out.len()];
+        let mut expected_lse = vec![0.0; lse.len()];
+        cpu::forward(
+            &mut expected,
+            &mut expected_lse,
+            &case.qkv,
+            case.dims,
+            Some(&dropout),
+        );
+        assert_near("out", &out, &widen(&expected), 5e-6);
+        assert_near("lse", &lse, &widen(&expected_lse), 2e-6);
+        let mut scratch = vec![0.0; cpu::backward_scratch_len(case.dims)];
+        let mut expected = vec![0.0; case.qkv.len()];
+        cpu::backward(
+            &mut expected,
+            &dout,
+            &case.qkv,
+            &out,
+            &lse,
+            case.dims,
+            Some(&dropout),
+            &mut scratch,
+        );
+        let dqkv = case.backward(device, &dout, 0);
+        assert_near("dqkv", &dqkv, &widen(&expected), 5e-6);
     });
 }

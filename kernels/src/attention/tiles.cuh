@@ -57,10 +57,9 @@ __device__ __forceinline__ void copy_tile(T* tile, const Rows<const T>& from, in
     if (from.aligned) {
         const uint32_t to = shared_address(tile);
 #pragma unroll
-        for (int i = 0; i < ROWS; i += STEP) {
+        for (int i = 0; i < ROWS; i += STEP, source += STEP * from.stride) {
             const bool valid = first + row + i < end && chunk * 8 < from.columns;
-            copy_async_16(to + tile_offset<D>(row + i, chunk),
-                          valid ? source + size_t(i) * from.stride : from.first, valid);
+            copy_async_16(to + tile_offset<D>(row + i, chunk), valid ? source : from.first, valid);
         }
         return;
     }
