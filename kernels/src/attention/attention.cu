@@ -2,7 +2,8 @@
 // compiled, others are padded with zeros in shared memory; general.cu has f32 and the rest):
 //   out (B, T, C) = dropout(softmax(q k^T / sqrt(hs), causal)) v, assigned
 //   lse (B, H, T) = logarithm of the sum of the exponentials of a row's scores, f32, for backward
-// qkv (B, T, 3C) is read in place: head h of q at columns h hs, of k at C + h hs, of v at 2C + h hs.
+// qkv (B, T, 3C) is read in place: head h of q at columns h hs, of k at C + h hs, of v at
+// 2C + h hs.
 //
 // A block takes a tile of queries of one head, a warp 16 M rows of it (M = 2: a fragment of keys
 // or values serves two mma, which halves the reads of shared memory), and passes over the tiles of
@@ -157,7 +158,7 @@ __device__ __forceinline__ void attention_forward(T* out, float* lse, const T* q
             }
             if (key + KEYS - 1 > first_row) hide_future(s, first_row, key);
             soften(s, sums, largest, total, scale_log2);
-            if (DROPS) drop(s, dropout, place.row * time, time, first_row, key);
+            if (DROPS) drop(s, dropout, size_t(place.row) * time, time, first_row, key);
             add_product<D, M, N, T>(sums, s, keys + 2 * KEYS * D, lane_at);
         }
         if (stages == 1 && key + KEYS < end) {
@@ -194,8 +195,8 @@ __device__ __forceinline__ void attention_forward(T* out, float* lse, const T* q
            (out, lse, qkv, time, heads, head_size, scale, stages, at, key_0, key_1, place,        \
             threshold, keep),                                                                     \
            attention_forward<T, D, M, WARPS, KEYS, HOLDS, DROPS>)
-// Whether fragments of the queries stay in registers. At hs = 64 on sm_100 and later they do not fit;
-// at 128 nowhere.
+// Whether fragments of the queries stay in registers. At hs = 64 on sm_100 and later they do not
+// fit; at 128 nowhere.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr bool HOLDS_64 = false;
 #else
@@ -204,10 +205,10 @@ constexpr bool HOLDS_64 = true;
 // The tiles: as `forward_tiles` in cuda.rs has them.
 #define FORWARDS(T, dtype)                                                                        \
     FORWARD(attention_forward_32_##dtype, T, 32, 2, 4, 64, true, false)                           \
-    FORWARD(attention_forward_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, false)                           \
+    FORWARD(attention_forward_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, false)                       \
     FORWARD(attention_forward_128_##dtype, T, 128, 2, 4, 32, false, false)                        \
     FORWARD(attention_forward_dropout_32_##dtype, T, 32, 2, 4, 64, true, true)                    \
-    FORWARD(attention_forward_dropout_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, true)                    \
+    FORWARD(attention_forward_dropout_64_##dtype, T, 64, 2, 4, 64, HOLDS_64, true)                \
     FORWARD(attention_forward_dropout_128_##dtype, T, 128, 2, 4, 32, false, true)
 FORWARDS(f16, f16)
 #if DEVICE_HAS_BF16_MMA

@@ -215,7 +215,7 @@ attention_backward(T* dqkv, const T* dout, const T* qkv, const float* lse, const
                 hide_future<KEYS>(s, first_row, column);
             unsigned mask = 0;
             if (DROPS)
-                mask = kept<KEYS, N>(dropout, place.row * time, time, first_row, column);
+                mask = kept<KEYS, N>(dropout, size_t(place.row) * time, time, first_row, column);
             differentiate<KEYS, DROPS>(s, ds, row_lse, row_delta, column_lse,
                                        column_lse + COLUMNS, scale_log2, keep, mask);
             if constexpr (KEYS) add_product<D, 1, N, T>(sum2, s, b2, lane_at);
@@ -261,9 +261,9 @@ DELTA(f16, f16)
                   attention_backward<T, D, 4, COLUMNS, KEYS, HOLDS, DROPS>)
 // The tiles: as `backward_tiles` in cuda.rs has them.
 #define BACKWARDS(T, dtype, drops, DROPS)                                                         \
-    BACKWARD(attention_backward_keys##drops##_32_##dtype, T, 32, 64, true, true, DROPS)           \
-    BACKWARD(attention_backward_keys##drops##_64_##dtype, T, 64, 64, true, true, DROPS)           \
-    BACKWARD(attention_backward_keys##drops##_128_##dtype, T, 128, 32, true, false, DROPS)        \
+    BACKWARD(attention_backward_keys##drops##_32_##dtype, T, 32, 32, true, true, DROPS)           \
+    BACKWARD(attention_backward_keys##drops##_64_##dtype, T, 64, 32, true, true, DROPS)           \
+    BACKWARD(attention_backward_keys##drops##_128_##dtype, T, 128, 16, true, false, DROPS)        \
     BACKWARD(attention_backward_queries##drops##_32_##dtype, T, 32, 64, false, true, DROPS)       \
     BACKWARD(attention_backward_queries##drops##_64_##dtype, T, 64, 64, false, true, DROPS)       \
     BACKWARD(attention_backward_queries##drops##_128_##dtype, T, 128, 32, false, false, DROPS)

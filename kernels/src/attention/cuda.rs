@@ -146,7 +146,11 @@ fn forward_tiles(head_size: usize) -> Tiles {
 
 /// The tiles of the kernel for keys and values (`keys`) or the one for queries.
 fn backward_tiles(head_size: usize, keys: bool) -> Tiles {
-    let columns = if head_size == 128 { 32 } else { 64 };
+    let columns = match (head_size, keys) {
+        (128, true) => 16,
+        (128, false) | (_, true) => 32,
+        (_, false) => 64,
+    };
     // Rows, and what a stage has of the other side, with two numbers a query.
     let (rows, statistics) = (64, if keys { 2 * columns * 4 } else { 0 });
     Tiles {
@@ -216,11 +220,10 @@ fn check(dims: Dims, drops: bool) {
         !drops || (batch * heads * time * time).div_ceil(4) <= 1 << 32,
         "there are more attention weights than a dropout has random words"
     );
+    let counts = [3 * heads * head_size, batch * time * heads];
     assert!(
-        [time, heads, head_size]
-            .iter()
-            .all(|&n| i32::try_from(n).is_ok()),
-        "dims are int in the kernels"
+        counts.iter().all(|&n| i32::try_from(n).is_ok()),
+        "3C and B T H are of 32 bits in the kernels"
     );
 }
 

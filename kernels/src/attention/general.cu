@@ -178,8 +178,8 @@ struct Place {
     }
 };
 
-// Bit 4 i + j is set where the thread's weight (i, j) is kept. Rows are queries and columns keys, or
-// the other way round if KEYS. One word after the other: 16 at once would take too many registers.
+// Bit 4 i + j is set where the thread's weight (i, j) is kept. Rows are queries and columns keys,
+// or the other way round if KEYS. One word after the other: 16 at once would take too many registers.
 template <bool KEYS>
 __device__ __forceinline__ unsigned kept(const Dropout& dropout, const Place& place, int first,
                                          int other) {
@@ -323,7 +323,7 @@ attention_general_backward(T* dqkv, const T* dout, const T* qkv, const float* ls
 }
 
 #define FORWARD(T, dtype, size, PARTS)                                                            \
-    KERNEL_BOUNDS(attention_general_forward_##size##_##dtype, THREADS, (PARTS < 4 ? 2 : 1),       \
+    KERNEL_BOUNDS(attention_general_forward_##size##_##dtype, THREADS, (PARTS == 1 ? 2 : 1),      \
            (T * out, float* lse, const T* qkv, int time, int heads, int head_size, float scale,   \
             const unsigned* at, unsigned key_0, unsigned key_1, unsigned place,                   \
             unsigned threshold, float keep),                                                      \
@@ -331,7 +331,7 @@ attention_general_backward(T* dqkv, const T* dout, const T* qkv, const float* ls
             keep),                                                                                \
            attention_general_forward<T, PARTS>)
 #define BACKWARD(name, T, PARTS, KEYS)                                                            \
-    KERNEL_BOUNDS(name, THREADS, (PARTS < (KEYS ? 2 : 4) ? 2 : 1),                                \
+    KERNEL_BOUNDS(name, THREADS, 1,                                                               \
            (T * dqkv, const T* dout, const T* qkv, const float* lse, const float* delta,          \
             int time, int heads, int head_size, float scale, const unsigned* at, unsigned key_0,  \
             unsigned key_1, unsigned place, unsigned threshold, float keep),                      \

@@ -10,15 +10,15 @@ constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 // Blocks of one head are neighbours, so that they find each other's rows in the L2 cache.
 struct Place {
     int head, tile;
-    size_t first_token;  // of the batch
-    size_t row;          // of (B, H, T): that of token 0
+    unsigned first_token;  // of the sequence, among all tokens
+    unsigned row;          // of (B, H, T): that of token 0
 
     __device__ __forceinline__ Place(int time, int heads, int tiles) {
         const int both = blockIdx.x / tiles;
         tile = blockIdx.x % tiles;
         head = both % heads;
-        first_token = size_t(both / heads) * time;
-        row = size_t(both) * time;
+        first_token = unsigned(both / heads) * time;
+        row = unsigned(both) * time;
     }
 };
 
@@ -33,7 +33,7 @@ template <typename T> struct Rows {
     static __device__ __forceinline__ Rows of(T* tensor, const Place& place, int stride, int column,
                                               int head_size) {
         const bool aligned = is_vector_aligned(tensor) && head_size % 8 == 0;
-        T* first = tensor + place.first_token * stride + column + place.head * head_size;
+        T* first = tensor + size_t(place.first_token) * stride + column + place.head * head_size;
         return Rows{first, stride, head_size, aligned};
     }
 };
@@ -161,19 +161,24 @@ __device__ __forceinline__ void store_sums(const Rows<T>& to, int first, int end
                 *reinterpret_cast<uint32_t*>(tile + at) = two;
             }
     __syncwarp();
-    constexpr int CHUNKS = D / 8;
+    constexpr int CHUNKS = D / 8, STEP = 32 / CHUNKS;
     const int chunk = lane % CHUNKS;
+    T* at = to.first + size_t(first + lane / CHUNKS) * to.stride + chunk * 8;
+    if (to.aligned) {
 #pragma unroll
-    for (int row = lane / CHUNKS; row < 16 * M; row += 32 / CHUNKS) {
-        if (first + row >= end || chunk * 8 >= to.columns) continue;
-        const Vec<T> v = load_vec(tile + tile_offset<D>(row, chunk) / sizeof(T));
-        T* at = to.first + size_t(first + row) * to.stride + chunk * 8;
-        if (to.aligned) {
-            store_vec(at, v);
-        } else {
+        for (int i = 0; i < 16 * M; i += STEP, at += STEP * to.stride) {
+            const int row = i + lane / CHUNKS;
+            if (first + row < end && chunk * 8 < to.columns)
+                store_vec(at, load_vec(tile + tile_offset<D>(row, chunk) / sizeof(T)));
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < 16 * M; i += STEP, at += STEP * to.stride) {
+            const int row = i + lane / CHUNKS;
+            const Vec<T> v = load_vec(tile + tile_offset<D>(row, chunk) / sizeof(T));
 #pragma unroll
             for (int k = 0; k < 8; k++)
-                if (chunk * 8 + k < to.columns) at[k] = v[k];
+                if (first + row < end && chunk * 8 + k < to.columns) at[k] = v[k];
         }
     }
     __syncwarp();
