@@ -179,7 +179,7 @@ struct Place {
 };
 
 // Bit 4 i + j is set where the thread's weight (i, j) is kept. Rows are queries and columns keys,
-// or the other way round if KEYS. One word after the other: 16 at once would take too many registers.
+// or the other way round if KEYS. One word after the other: 16 at once take too many registers.
 template <bool KEYS>
 __device__ __forceinline__ unsigned kept(const Dropout& dropout, const Place& place, int first,
                                          int other) {

@@ -169,7 +169,9 @@ __device__ __forceinline__ void store_sums(const Rows<T>& to, int first, int end
         for (int i = 0; i < 16 * M; i += STEP, at += STEP * to.stride) {
             const int row = i + lane / CHUNKS;
             if (first + row < end && chunk * 8 < to.columns)
-                store_vec(at, load_vec(tile + tile_offset<D>(row, chunk) / sizeof(T)));
+                // Through Vec<T>, the compiler makes four stores of it before sm_100.
+                *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(
+                    tile + tile_offset<D>(row, chunk) / sizeof(T));
         }
     } else {
 #pragma unroll 1
