@@ -6,7 +6,7 @@
 // Each product is a small matrix product in the usual way: thread (i, j) of 16 x 16 has rows
 // i, i + 16, … and columns j, j + 16, …, 4 x 4 of them, with operands from shared memory, where
 // pieces of the rows (64 x 32 or 32 x 64 elements) come one after the other. Weights pass through
-// shared memory between the two products. 44 KiB of shared memory whatever the head size.
+// shared memory between the two products. 35 KiB of shared memory whatever the head size.
 //
 // Bound: FFMA; 2 reads of 16 bytes of shared memory for 16 multiply-adds.
 #include "../common/device.cuh"
