@@ -7,9 +7,9 @@
 // Three kernels, no atomics, every element written once: delta; dk and dv by tiles of keys, which
 // pass over the queries from the diagonal on; dq by tiles of queries, which pass over the keys up
 // to it. That is seven products where five would do if one kernel made dq, too. It would have to
-// add dq up in a fixed order, in f32 through memory: 8 hs bytes for each query and tile of keys. For
-// 64 keys at 4 TB/s that is twice as long as the two products (4 hs x 64 FLOPs at 300 TFLOP/s), for
-// 128 keys as long, and blocks would wait for their turn or need a copy of dq for each tile.
+// add dq up in a fixed order, in f32 through memory: 8 hs bytes for each query and tile of keys.
+// For 64 keys at 4 TB/s that is twice as long as the two products (4 hs x 64 FLOPs at 300 TFLOP/s),
+// for 128 keys as long, and blocks would wait for their turn or need a copy of dq for each tile.
 //
 // In both kernels a warp owns 16 rows (keys or queries) and computes with the rows as A: scores
 // a1 b1^T and weights' gradients a2 b2^T come out in the layout in which they are the next A, so

@@ -219,9 +219,9 @@ fn backward_is_the_derivative_of_the_kernels_forward() {
     });
 }
 
-/// Queries and keys are zero, so no weight is; the value of key k is 1 in column k alone, so column k
-/// of `out` is the weight of key k, and with such a `dout` dv shows the mask of backward. Both must
-/// be zero where, and only where, `factors` is.
+/// Queries and keys are zero, so no weight is; the value of key k is 1 in column k alone, so column
+/// k of `out` is the weight of key k, and with such a `dout` dv shows the mask of backward. Both
+/// must be zero where, and only where, `factors` is.
 #[test]
 fn masks_are_those_of_the_cpu() {
     fn check<T: Float>(device: &Device, head_size: usize, time: usize) {
