@@ -11,7 +11,11 @@
 pub mod cpu;
 mod tile;
 mod transpose;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
 
+#[cfg(test)]
+mod cuda_tests;
 #[cfg(test)]
 mod tests;
 

@@ -53,7 +53,7 @@ fn assert_close(got: &[f32], expected: &[f64], depth: usize) {
 }
 
 /// The exact GELU: x times the normal distribution, integrated by Simpson's rule from 0.
-fn gelu(x: f64) -> f64 {
+pub(super) fn gelu(x: f64) -> f64 {
     let density = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
     let end = x.clamp(-9.0, 9.0);
     let step = end / 200.0;
@@ -67,7 +67,7 @@ fn gelu(x: f64) -> f64 {
 }
 
 /// Its derivative, by central differences.
-fn gelu_slope(x: f64) -> f64 {
+pub(super) fn gelu_slope(x: f64) -> f64 {
     (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4
 }
 
