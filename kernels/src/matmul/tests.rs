@@ -67,7 +67,7 @@ pub(super) fn gelu(x: f64) -> f64 {
 }
 
 /// Its derivative, by central differences.
-pub(super) fn gelu_slope(x: f64) -> f64 {
+fn gelu_slope(x: f64) -> f64 {
     (gelu(x + 1e-4) - gelu(x - 1e-4)) / 2e-4
 }
 
