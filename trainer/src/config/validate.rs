@@ -31,6 +31,9 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
 /// Largest value of anything that sizes a tensor, so that products of two fit 64 bits.
 const SIZE_MAX: u64 = u32::MAX as u64;
 
+/// Most micro-steps of a step: their number takes 16 bits of the counter of dropout's masks.
+const MICRO_STEPS_MAX: u64 = 1 << 16;
+
 /// A rule that a config breaks.
 pub(super) struct Fault {
     /// The keys that the rule is about.
@@ -130,22 +133,23 @@ impl Rules<'_> {
         ] {
             self.require(value > 0, key, "at least 1");
         }
-        for (key, value, min) in [
-            ("batch_size", config.batch_size as u64, 1),
-            ("block_size", config.block_size as u64, 1),
-            ("n_layer", config.n_layer as u64, 1),
-            ("n_head", config.n_head as u64, 1),
-            ("n_embd", config.n_embd as u64, 1),
-            ("vocab_size", config.vocab_size as u64, 0),
-            ("threads", config.threads as u64, 0),
+        for (key, value, min, max) in [
+            ("batch_size", config.batch_size as u64, 1, SIZE_MAX),
+            ("block_size", config.block_size as u64, 1, SIZE_MAX),
+            ("n_layer", config.n_layer as u64, 1, SIZE_MAX),
+            ("n_head", config.n_head as u64, 1, SIZE_MAX),
+            ("n_embd", config.n_embd as u64, 1, SIZE_MAX),
+            ("vocab_size", config.vocab_size as u64, 0, SIZE_MAX),
+            ("threads", config.threads as u64, 0, SIZE_MAX),
             (
                 "gradient_accumulation_steps",
                 config.gradient_accumulation_steps,
                 1,
+                MICRO_STEPS_MAX,
             ),
         ] {
-            let expected = format!("{min} to {SIZE_MAX}");
-            self.require((min..=SIZE_MAX).contains(&value), key, &expected);
+            let expected = format!("{min} to {max}");
+            self.require((min..=max).contains(&value), key, &expected);
         }
         for (key, value) in [
             ("dropout", config.dropout),

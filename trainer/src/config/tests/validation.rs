@@ -39,7 +39,11 @@ fn each_value_has_its_range() {
         ("eval_interval", &["0"], &["1"]),
         ("log_interval", &["0"], &["1"]),
         ("eval_iters", &["0"], &["1"]),
-        ("gradient_accumulation_steps", &["0", "4294967296"], &["1"]),
+        (
+            "gradient_accumulation_steps",
+            &["0", "65537"],
+            &["1", "65536"],
+        ),
         ("batch_size", &["0", "1e15"], &["1"]),
         ("block_size", &["0"], &["1"]),
         ("n_layer", &["0"], &["1"]),
