@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::Dims;
-use super::tile::{Epilogue, Output, Product, View};
+use super::tile::{Block, Epilogue, Nothing, Output, Product, View};
 use crate::simd;
 
 /// Rows of dout that are added up by one task.
@@ -29,7 +29,7 @@ pub fn forward(
     let product = forward_product(x, weight, dims);
     match (bias, residual) {
         (None, None) => product.run(out, &Nothing),
-        (bias, residual) => product.run(out, &Add { bias, residual, n }),
+        (bias, residual) => product.run(out, &Add { bias, residual }),
     }
 }
 
@@ -48,9 +48,21 @@ pub fn forward_gelu(
     let epilogue = Gelu {
         bias,
         out: Output::new(out),
-        n,
     };
     forward_product(x, weight, dims).run(pre, &epilogue);
+}
+
+/// out (M, N) = gelu(x (M, K) · weight (N, K)ᵀ (+ bias (N))), the exact GELU, where no backward
+/// follows.
+pub fn forward_gelu_alone(
+    out: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    dims: Dims,
+) {
+    bias.inspect(|bias| check("bias", bias, 1, dims.n));
+    forward_product(x, weight, dims).run(out, &GeluAlone { bias });
 }
 
 /// dx (M, K) = dout (M, N) · weight (N, K), or `+=` if `accumulate`.
@@ -69,7 +81,7 @@ pub fn backward_input_gelu(
 ) {
     let Dims { m, k, .. } = dims;
     check("pre", pre, m, k);
-    backward_input_product(dout, weight, false, dims).run(dpre, &GeluBackward { pre, k });
+    backward_input_product(dout, weight, false, dims).run(dpre, &GeluBackward { pre });
 }
 
 /// dweight (N, K) += dout (M, N)ᵀ · x (M, K), and dbias (N) += the column sums of dout.
@@ -98,8 +110,8 @@ pub fn backward_weight(
         partials
             .par_chunks_exact_mut(n)
             .zip(dout.par_chunks(SUM_ROWS * n))
-            .for_each(|(sums, rows)| rows.chunks_exact(n).for_each(|row| add(sums, row)));
-        partials.chunks_exact(n).for_each(|sums| add(dbias, sums));
+            .for_each(|(sums, rows)| add_rows(sums, rows));
+        add_rows(dbias, &partials);
     }
 }
 
@@ -141,67 +153,97 @@ fn check(name: &str, data: &[f32], rows: usize, cols: usize) {
     assert_eq!(data.len(), rows * cols, "{name}: expected {rows} x {cols}");
 }
 
-struct Nothing;
-
-impl Epilogue for Nothing {
-    fn apply(&self, _i: usize, _j: usize, _row: &mut [f32]) {}
-}
-
+/// Adds a bias (N) and a residual (M, N).
 struct Add<'a> {
     bias: Option<&'a [f32]>,
     residual: Option<&'a [f32]>,
-    n: usize,
 }
 
 impl Epilogue for Add<'_> {
-    fn apply(&self, i: usize, j: usize, row: &mut [f32]) {
-        if let Some(bias) = self.bias {
-            add(row, &bias[j..j + row.len()]);
-        }
-        if let Some(residual) = self.residual {
-            let start = i * self.n + j;
-            add(row, &residual[start..start + row.len()]);
-        }
+    const IS_COSTLY: bool = false;
+
+    fn apply(&self, mut block: Block<'_>) {
+        add_to(&mut block, self.bias, self.residual);
     }
 }
 
+/// Adds a bias (N) and writes the GELU to `out` (M, N).
 struct Gelu<'a> {
     bias: Option<&'a [f32]>,
     out: Output<'a>,
-    n: usize,
 }
 
 impl Epilogue for Gelu<'_> {
-    fn apply(&self, i: usize, j: usize, row: &mut [f32]) {
-        if let Some(bias) = self.bias {
-            add(row, &bias[j..j + row.len()]);
+    const IS_COSTLY: bool = true;
+
+    fn apply(&self, mut block: Block<'_>) {
+        if self.bias.is_some() {
+            add_to(&mut block, self.bias, None);
         }
-        #[expect(unsafe_code, reason = "a second result is written by several tasks")]
-        // SAFETY: no two calls of an epilogue share an element, and this buffer has its shape.
-        let out = unsafe { self.out.segment(i * self.n + j, row.len()) };
-        gelu(out, row);
+        gelu(&mut block, &self.out);
     }
 }
 
+/// Adds a bias (N) and takes the GELU.
+struct GeluAlone<'a> {
+    bias: Option<&'a [f32]>,
+}
+
+impl Epilogue for GeluAlone<'_> {
+    const IS_COSTLY: bool = true;
+
+    fn apply(&self, mut block: Block<'_>) {
+        if self.bias.is_some() {
+            add_to(&mut block, self.bias, None);
+        }
+        gelu_alone(&mut block);
+    }
+}
+
+/// Multiplies by the derivative of GELU at `pre` (M, K).
 struct GeluBackward<'a> {
     pre: &'a [f32],
-    k: usize,
 }
 
 impl Epilogue for GeluBackward<'_> {
-    fn apply(&self, i: usize, j: usize, row: &mut [f32]) {
-        let start = i * self.k + j;
-        gelu_backward(row, &self.pre[start..start + row.len()]);
+    const IS_COSTLY: bool = true;
+
+    fn apply(&self, mut block: Block<'_>) {
+        gelu_backward(&mut block, self.pre);
     }
 }
+
+// Rows of a block are short: the loops below are over whole registers, which stay whole if the
+// compiler sees their length.
+const LANES: usize = 16;
 
 #[multiversion::multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
     "x86_64+avx2+fma"
 ))]
+fn add_to(block: &mut Block, bias: Option<&[f32]>, residual: Option<&[f32]>) {
+    for i in 0..block.rows {
+        let (start, col) = (block.start(i), block.col);
+        let row = block.row(i);
+        if let Some(bias) = bias {
+            add(row, &bias[col..][..row.len()]);
+        }
+        if let Some(residual) = residual {
+            add(row, &residual[start..][..row.len()]);
+        }
+    }
+}
+
+#[inline(always)]
 fn add(row: &mut [f32], other: &[f32]) {
-    assert_eq!(row.len(), other.len());
-    for (a, b) in row.iter_mut().zip(other) {
+    let (row, row_rest) = row.as_chunks_mut::<LANES>();
+    let (other, other_rest) = other.as_chunks::<LANES>();
+    for (row, other) in row.iter_mut().zip(other) {
+        for (a, b) in row.iter_mut().zip(other) {
+            *a += b;
+        }
+    }
+    for (a, b) in row_rest.iter_mut().zip(other_rest) {
         *a += b;
     }
 }
@@ -210,20 +252,77 @@ fn add(row: &mut [f32], other: &[f32]) {
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
     "x86_64+avx2+fma"
 ))]
-fn gelu(out: &mut [f32], x: &[f32]) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = x * simd::normal(x).0;
+fn gelu(block: &mut Block, out: &Output) {
+    for i in 0..block.rows {
+        let start = block.start(i);
+        let x = block.row(i);
+        #[expect(unsafe_code, reason = "a second result is written by several tasks")]
+        // SAFETY: no two calls of an epilogue share an element, and this buffer has its shape.
+        let out = unsafe { out.segment(start, x.len()) };
+        let (out, out_rest) = out.as_chunks_mut::<LANES>();
+        let (x, x_rest) = x.as_chunks::<LANES>();
+        for (out, x) in out.iter_mut().zip(x) {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = x * simd::normal(x).0;
+            }
+        }
+        for (out, &x) in out_rest.iter_mut().zip(x_rest) {
+            *out = x * simd::normal(x).0;
+        }
     }
 }
 
-/// Multiplies a gradient by the derivative of GELU at `x`.
 #[multiversion::multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
     "x86_64+avx2+fma"
 ))]
-fn gelu_backward(d: &mut [f32], x: &[f32]) {
-    for (d, &x) in d.iter_mut().zip(x) {
-        let (cdf, density) = simd::normal(x);
-        *d *= x.mul_add(density, cdf);
+fn gelu_alone(block: &mut Block) {
+    for i in 0..block.rows {
+        let (x, rest) = block.row(i).as_chunks_mut::<LANES>();
+        for x in x {
+            for x in x {
+                *x *= simd::normal(*x).0;
+            }
+        }
+        for x in rest {
+            *x *= simd::normal(*x).0;
+        }
+    }
+}
+
+#[multiversion::multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+    "x86_64+avx2+fma"
+))]
+fn gelu_backward(block: &mut Block, pre: &[f32]) {
+    for i in 0..block.rows {
+        let start = block.start(i);
+        let d = block.row(i);
+        let x = &pre[start..][..d.len()];
+        let (d, d_rest) = d.as_chunks_mut::<LANES>();
+        let (x, x_rest) = x.as_chunks::<LANES>();
+        for (d, x) in d.iter_mut().zip(x) {
+            for (d, &x) in d.iter_mut().zip(x) {
+                let (cdf, density) = simd::normal(x);
+                *d *= x.mul_add(density, cdf);
+            }
+        }
+        for (d, &x) in d_rest.iter_mut().zip(x_rest) {
+            let (cdf, density) = simd::normal(x);
+            *d *= x.mul_add(density, cdf);
+        }
+    }
+}
+
+/// sums (N) += the column sums of rows (…, N).
+#[multiversion::multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+    "x86_64+avx2+fma"
+))]
+fn add_rows(sums: &mut [f32], rows: &[f32]) {
+    for row in rows.chunks_exact(sums.len()) {
+        for (sum, x) in sums.iter_mut().zip(row) {
+            *sum += x;
+        }
     }
 }

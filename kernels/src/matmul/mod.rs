@@ -8,6 +8,8 @@
 //! - backward to the input `=` or `+=`: dx = dout · weight, or (dout · weight) ⊙ gelu'(pre);
 //! - backward to the parameters `+=`: dweight += doutᵀ · x, dbias += column sums of dout.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod cpu;
 mod tile;
 mod transpose;

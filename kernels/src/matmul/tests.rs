@@ -106,6 +106,9 @@ fn check(dims: Dims, seed: u64) {
         &biased.iter().map(|x| gelu(*x)).collect::<Vec<_>>(),
         k,
     );
+    let kept = out.clone();
+    cpu::forward_gelu_alone(&mut out, &x, &weight, Some(&bias), dims);
+    assert_eq!(out, kept, "the same with and without its argument saved");
     cpu::forward_gelu(&mut pre, &mut out, &x, &weight, None, dims);
     assert_close(
         &out,

@@ -13,6 +13,8 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::transpose::transpose;
 
 /// Rows and columns of the largest tile.
@@ -30,6 +32,12 @@ const PART_DEPTH: usize = 1024;
 
 /// Rows from which on transposing b pays.
 const FEW: usize = 16;
+
+/// Rows after which a costly epilogue follows.
+const SOON: usize = 96;
+
+/// Columns that the kernels take at a time.
+const WIDE: usize = 64;
 
 /// Elements of a cache line.
 const LINE: usize = 16;
@@ -118,8 +126,47 @@ impl<'a> Output<'a> {
 
 /// What is done to finished elements while they are in cache.
 pub(super) trait Epilogue: Sync {
-    /// `row` holds the elements from column `j` on of row `i`; no two calls share an element.
-    fn apply(&self, i: usize, j: usize, row: &mut [f32]);
+    /// Whether it costs enough to be worth doing soon after the product, on few rows at a time.
+    const IS_COSTLY: bool;
+
+    /// No two calls share an element.
+    fn apply(&self, block: Block<'_>);
+}
+
+/// No epilogue.
+pub(super) struct Nothing;
+
+impl Epilogue for Nothing {
+    const IS_COSTLY: bool = false;
+
+    fn apply(&self, _block: Block<'_>) {}
+}
+
+/// A rectangle of the result that belongs to whoever holds this.
+pub(super) struct Block<'a> {
+    /// The whole result, rows of `stride` elements.
+    pub(super) out: Output<'a>,
+    pub(super) stride: usize,
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    pub(super) col: usize,
+    pub(super) cols: usize,
+}
+
+impl Block<'_> {
+    /// Where row `i` of the rectangle begins in the whole result.
+    #[inline(always)]
+    pub(super) fn start(&self, i: usize) -> usize {
+        (self.row + i) * self.stride + self.col
+    }
+
+    /// Row `i` of the rectangle.
+    #[inline(always)]
+    pub(super) fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows && self.col + self.cols <= self.stride);
+        // SAFETY: the rectangle is the holder's, who lends its rows one at a time.
+        unsafe { self.out.segment(self.start(i), self.cols) }
+    }
 }
 
 /// `out (rows, cols) = a (rows, depth) · b (depth, cols)`, or `+=`.
@@ -160,8 +207,12 @@ impl Product<'_> {
         assert_eq!(out.len(), rows * cols, "out: {rows} x {cols}");
         assert_eq!(self.a.data.len(), rows * depth, "a: {rows} x {depth}");
         assert_eq!(self.b.data.len(), depth * cols, "b: {depth} x {cols}");
-        let cut = self.cut();
         let out = Output::new(out);
+        #[cfg(target_arch = "x86_64")]
+        if avx512::wants(self, epilogue) {
+            return avx512::product(self, &out, epilogue);
+        }
+        let cut = self.cut();
         let [down, across] = [rows.div_ceil(cut.rows), cols.div_ceil(cut.cols)];
         let parts = depth.div_ceil(cut.depth);
         // The first part of the sums goes to the result, the others are added to it in order.
@@ -186,13 +237,11 @@ impl Product<'_> {
                     depth: cut.depth.min(depth - start),
                 };
                 let out = if part == 0 { &out } else { &partials[part - 1] };
-                self.tile(&tile, out, part == 0 && self.accumulate);
+                let accumulate = part == 0 && self.accumulate;
                 if parts == 1 {
-                    for i in tile.row..tile.row + tile.rows {
-                        // SAFETY: the row is of this task's own tile.
-                        let row = unsafe { out.segment(i * cols + tile.col, tile.cols) };
-                        epilogue.apply(i, tile.col, row);
-                    }
+                    self.tile(&tile, out, accumulate, epilogue);
+                } else {
+                    self.tile(&tile, out, accumulate, &Nothing);
                 }
             });
         if parts > 1 {
@@ -204,7 +253,14 @@ impl Product<'_> {
                     let other = unsafe { partial.segment(i * cols, cols) };
                     row.iter_mut().zip(other).for_each(|(a, b)| *a += *b);
                 }
-                epilogue.apply(i, 0, row);
+                epilogue.apply(Block {
+                    out,
+                    stride: cols,
+                    row: i,
+                    rows: 1,
+                    col: 0,
+                    cols,
+                });
             });
         }
         PARTIAL.set(partial);
@@ -240,15 +296,22 @@ impl Product<'_> {
                 down *= 2;
             }
         }
+        let cols = self.cols.div_ceil(across);
         Cut {
             rows: self.rows.div_ceil(down).next_multiple_of(LINE),
-            cols: self.cols.div_ceil(across).next_multiple_of(LINE),
+            // The widest registers compute 64 columns at a time. A little less than a multiple is
+            // rounded up, any other width down, so that there are not fewer tasks than threads.
+            cols: match cols % WIDE {
+                _ if across == 1 || cols < WIDE => cols.next_multiple_of(LINE),
+                rest if rest == 0 || rest * 2 > WIDE => cols.next_multiple_of(WIDE),
+                rest => cols - rest,
+            },
             depth: self.depth.div_ceil(parts).next_multiple_of(LINE),
         }
     }
 
-    /// One tile's part of the sums.
-    fn tile(&self, tile: &Tile, out: &Output<'_>, accumulate: bool) {
+    /// One tile's part of the sums, and the epilogue.
+    fn tile<E: Epilogue>(&self, tile: &Tile, out: &Output<'_>, accumulate: bool, epilogue: &E) {
         let (a, b) = (self.a, self.b);
         let &Tile {
             rows,
@@ -258,6 +321,17 @@ impl Product<'_> {
             ..
         } = tile;
         let to = out.pointer(tile.row * self.cols + tile.col);
+        let finished = |row: usize, rows: usize| Block {
+            out: *out,
+            stride: self.cols,
+            row: tile.row + row,
+            rows,
+            col: tile.col,
+            cols,
+        };
+        // A costly epilogue finds its rows in a near cache if all of the depth is done at once.
+        let whole = depth <= TRANSPOSED[1];
+        let few = if E::IS_COSTLY && whole { SOON } else { rows };
         let from_a = |l: usize| &a.data[tile.row * a.row + l * a.col..];
         let from_b = |l: usize| &b.data[l * b.row + tile.col * b.col..];
         let end = start + depth;
@@ -278,14 +352,35 @@ impl Product<'_> {
                         transpose(block, stride, a.0, a.2, [depth, rows]);
                         a = (block, stride, 1);
                     }
-                    // SAFETY: the tile lies inside the result and is this task's.
-                    unsafe { multiply([rows, cols, depth], to, self.cols, accumulate, a, b) };
+                    for row in (0..rows).step_by(few) {
+                        let here = few.min(rows - row);
+                        let (to, a) = (
+                            to.wrapping_add(row * self.cols),
+                            (&a.0[row * a.1..], a.1, a.2),
+                        );
+                        // SAFETY: the tile lies inside the result and is this task's.
+                        unsafe { multiply([here, cols, depth], to, self.cols, accumulate, a, b) };
+                        if whole {
+                            epilogue.apply(finished(row, here));
+                        }
+                    }
                 }
             });
+            if !whole {
+                epilogue.apply(finished(0, rows));
+            }
         } else {
             let (a, b) = ((from_a(start), a.row, a.col), (from_b(start), b.row, b.col));
-            // SAFETY: as above.
-            unsafe { multiply([rows, cols, depth], to, self.cols, accumulate, a, b) };
+            for row in (0..rows).step_by(few) {
+                let here = few.min(rows - row);
+                let (to, a) = (
+                    to.wrapping_add(row * self.cols),
+                    (&a.0[row * a.1..], a.1, a.2),
+                );
+                // SAFETY: as above.
+                unsafe { multiply([here, cols, depth], to, self.cols, accumulate, a, b) };
+                epilogue.apply(finished(row, here));
+            }
         }
     }
 }
