@@ -1,6 +1,7 @@
 //! The fused engine on the CPU: runs the plan over one arena with the operations of the crate
 //! `kernels`. The default where there is no GPU.
 
+mod buffer;
 mod decode;
 mod run;
 
@@ -9,6 +10,7 @@ use std::time::Instant;
 use kernels::adamw::AdamW;
 use kernels::{adamw, global_norm};
 
+use self::buffer::Buffer;
 use self::decode::Decoder;
 use self::run::{Context, run};
 use super::plan::{Layout, Plan, PlanRequest, Recompute};
@@ -26,15 +28,15 @@ pub struct CpuEngine {
     model: ModelConfig,
     hyper: Hyperparameters,
     layout: Layout,
-    parameters: Vec<f32>,
-    gradients: Vec<f32>,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
+    parameters: Buffer,
+    gradients: Buffer,
+    exp_avg: Buffer,
+    exp_avg_sq: Buffer,
     updates: u64,
     training: Plan,
     evaluation: Plan,
     /// Memory of whichever plan runs.
-    arena: Vec<f32>,
+    arena: Buffer,
     dropout: Philox,
     loss_sum: f64,
     micro_steps: u64,
@@ -47,7 +49,7 @@ impl CpuEngine {
     pub fn new(model: &ModelConfig, hyper: Hyperparameters, shape: Shape) -> Self {
         let layout = Layout::of(model);
         let (training, evaluation) = plans(model, hyper.dropout > 0.0, shape);
-        let zeros = || vec![0.0; layout.elements];
+        let zeros = || Buffer::zeros(layout.elements);
         let mut parameters = zeros();
         for (tensor, place) in model.initialise(hyper.seed).iter().zip(&layout.places) {
             parameters[place.clone()].copy_from_slice(&tensor.data);
@@ -60,7 +62,7 @@ impl CpuEngine {
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             updates: 0,
-            arena: vec![0.0; training.arena_elements.max(evaluation.arena_elements)],
+            arena: Buffer::zeros(training.arena_elements.max(evaluation.arena_elements)),
             training,
             evaluation,
             dropout: Philox::new(hyper.seed, Stream::Dropout),
@@ -103,8 +105,8 @@ impl CpuEngine {
             .collect()
     }
 
-    fn flat(&self, tensors: &[&NamedTensor]) -> Vec<f32> {
-        let mut flat = vec![0.0; self.layout.elements];
+    fn flat(&self, tensors: &[&NamedTensor]) -> Buffer {
+        let mut flat = Buffer::zeros(self.layout.elements);
         for (tensor, place) in tensors.iter().zip(&self.layout.places) {
             flat[place.clone()].copy_from_slice(&tensor.data);
         }

@@ -3,6 +3,7 @@
 use kernels::attention::cpu::{CacheDims, decode, key_cache_len, store, value_cache_len};
 use kernels::{embedding, layernorm, matmul};
 
+use super::buffer::Buffer;
 use super::run::{Context, run};
 use crate::engine::Profile;
 use crate::engine::plan::{Layout, PlanRequest, Recompute};
@@ -13,8 +14,8 @@ use crate::model::ModelConfig;
 pub(super) struct Decoder {
     tokens: Vec<u32>,
     /// A layer's keys and values.
-    caches: Vec<(Vec<f32>, Vec<f32>)>,
-    arena: Vec<f32>,
+    caches: Vec<(Buffer, Buffer)>,
+    arena: Buffer,
 }
 
 impl Decoder {
@@ -43,7 +44,7 @@ impl Decoder {
             let keys = key_cache_len(model.n_head, head_size, model.block_size);
             let values = value_cache_len(model.n_head, head_size, model.block_size);
             self.caches = (0..model.n_layer)
-                .map(|_| (vec![0.0; keys], vec![0.0; values]))
+                .map(|_| (Buffer::zeros(keys), Buffer::zeros(values)))
                 .collect();
         }
         let continues = tokens.len() > self.tokens.len() && tokens.starts_with(&self.tokens);
@@ -82,7 +83,7 @@ impl Decoder {
         }
         .build();
         if self.arena.len() < plan.arena_elements {
-            self.arena.resize(plan.arena_elements, 0.0);
+            self.arena = Buffer::zeros(plan.arena_elements);
         }
         let context = Context {
             plan: &plan,
@@ -109,7 +110,7 @@ impl Decoder {
         let mut x = vec![0.0; c];
         embedding::cpu::forward(&mut x, &[token], wte, wpe, 1, c, position, None);
         let (mut normed, mut attention) = (vec![0.0; c], vec![0.0; c]);
-        let (mut qkv, mut pre, mut act) = (vec![0.0; 3 * c], vec![0.0; 4 * c], vec![0.0; 4 * c]);
+        let (mut qkv, mut act) = (vec![0.0; 3 * c], vec![0.0; 4 * c]);
         let mut out = vec![0.0; c];
         for (layer, (keys, values)) in self.caches.iter_mut().enumerate() {
             let module = |part: usize| 6 * layer + part;
@@ -126,7 +127,7 @@ impl Decoder {
             weights.linear(&mut out, &attention, module(2), Some(&x));
             weights.norm(&mut normed, &out, module(3));
             let (weight, bias, dims) = weights.module(module(4));
-            matmul::cpu::forward_gelu(&mut pre, &mut act, &normed, weight, bias, dims);
+            matmul::cpu::forward_gelu_alone(&mut act, &normed, weight, bias, dims);
             weights.linear(&mut x, &act, module(5), Some(&out));
         }
         weights.norm(&mut normed, &x, 6 * weights.model.n_layer);
