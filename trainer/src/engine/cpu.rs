@@ -1,6 +1,7 @@
 //! The fused engine on the CPU: runs the plan over one arena with the operations of the crate
 //! `kernels`. The default where there is no GPU.
 
+mod awake;
 mod buffer;
 mod decode;
 mod run;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use kernels::adamw::AdamW;
 use kernels::{adamw, global_norm};
 
+use self::awake::in_pool;
 use self::buffer::Buffer;
 use self::decode::Decoder;
 use self::run::{Context, run};
@@ -230,7 +232,7 @@ impl Engine for CpuEngine {
     fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
         assert!(self.micro_steps > 0, "an update needs gradients");
         let begin = Instant::now();
-        let grad_norm = global_norm::cpu::sum_of_squares(&self.gradients).sqrt();
+        let grad_norm = in_pool(|| global_norm::cpu::sum_of_squares(&self.gradients)).sqrt();
         let stats = UpdateStats {
             loss: self.loss_sum / self.micro_steps as f64,
             grad_norm,
@@ -246,14 +248,16 @@ impl Engine for CpuEngine {
                 update: self.updates,
                 gradient_scale: global_norm::clip_factor(grad_norm, self.hyper.grad_clip),
             };
-            adamw::cpu::step(
-                &mut self.parameters,
-                &self.gradients,
-                &mut self.exp_avg,
-                &mut self.exp_avg_sq,
-                self.layout.decayed,
-                &step,
-            );
+            in_pool(|| {
+                adamw::cpu::step(
+                    &mut self.parameters,
+                    &self.gradients,
+                    &mut self.exp_avg,
+                    &mut self.exp_avg_sq,
+                    self.layout.decayed,
+                    &step,
+                );
+            });
         }
         self.clear_gradients();
         self.decoder.forget();

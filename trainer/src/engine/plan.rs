@@ -103,7 +103,7 @@ pub enum Op {
         module: Module,
         residual: Option<BufferId>,
     },
-    /// pre = x · Wᵀ + bias; out = GELU(pre).
+    /// pre = x · Wᵀ + bias; out = GELU(pre). `pre` is `out` where no backward needs it.
     LinearGelu {
         pre: BufferId,
         out: BufferId,
@@ -265,6 +265,7 @@ impl Op {
             Self::Linear {
                 out, x, residual, ..
             } => [*out, *x].into_iter().chain(*residual).collect(),
+            Self::LinearGelu { pre, out, x, .. } if pre == out => vec![*out, *x],
             Self::LinearGelu { pre, out, x, .. } => vec![*pre, *out, *x],
             Self::Attention { out, lse, qkv, .. } => vec![*out, *lse, *qkv],
             Self::Gelu { out, pre } => vec![*out, *pre],

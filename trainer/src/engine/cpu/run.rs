@@ -5,6 +5,7 @@ use std::time::Instant;
 use kernels::dropout::Dropout;
 use kernels::{attention, cross_entropy, dropout, embedding, gelu, layernorm, matmul};
 
+use super::awake::in_pool;
 use crate::engine::Profile;
 use crate::engine::plan::{BufferId, Layout, Module, Op, Plan};
 use crate::model::ModelConfig;
@@ -31,8 +32,7 @@ pub(super) fn run(
     profile: &mut Profile,
 ) {
     let plan = context.plan;
-    // From within the pool every operation starts at once; from outside each would wake it first.
-    rayon::scope(|_| {
+    in_pool(|| {
         for op in &plan.ops {
             let begin = Instant::now();
             match op {
@@ -136,9 +136,15 @@ impl Context<'_> {
                 x,
                 module,
             } => {
-                let [pre, out, x] = self.slices(arena, [*pre, *out, *x]);
                 let (weight, bias) = self.weights(*module);
-                matmul::cpu::forward_gelu(pre, out, x, weight, bias, self.dims(*module));
+                let dims = self.dims(*module);
+                if pre == out {
+                    let [out, x] = self.slices(arena, [*out, *x]);
+                    matmul::cpu::forward_gelu_alone(out, x, weight, bias, dims);
+                } else {
+                    let [pre, out, x] = self.slices(arena, [*pre, *out, *x]);
+                    matmul::cpu::forward_gelu(pre, out, x, weight, bias, dims);
+                }
             }
             Op::Attention {
                 out,

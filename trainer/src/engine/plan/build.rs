@@ -236,10 +236,12 @@ impl Builder<'_> {
             });
         }
 
-        let (pre, act) = (
-            self.activation("gelu input", 4 * c),
-            self.activation("gelu", 4 * c),
-        );
+        let act = self.activation("gelu", 4 * c);
+        let pre = if self.request.backward {
+            self.activation("gelu input", 4 * c)
+        } else {
+            act
+        };
         let module = self.part(layer, Part::CFc);
         self.ops.push(Op::LinearGelu {
             pre,
