@@ -10,10 +10,14 @@ usage: bench/cpu.sh [options]
   --rounds N           alternations (default: 5)
   --steps N            timed iterations of a round (default: by shape)
   --warmup_steps N     iterations before them (default: by shape)
-  --mode train|eval    a whole step, or the forward pass alone (default: train)
+  --mode NAME          train: a whole step; eval: the forward pass alone; sample: text from GPT-2
+                       124M with random weights, --steps tokens after the first --warmup_steps
+                       (default: train)
   --threads N          threads of each (default: all that this process may use)
   --engine NAME        our engine (default: the trainer's own choice)
-  --peer-compile       run the peer under torch.compile
+  --recompute NAME     what our engine computes again (default: the trainer's own choice)
+  --peer-compile       run the peer under torch.compile, too
+  --realtime           run all of them before any other process (needs root)
   --json FILE          append every figure to FILE, one JSON object a round
 environment: PEER_PYTHON, the python that has torch (default: python3)
 TEXT
@@ -33,13 +37,15 @@ warmup_steps=
 mode=train
 threads=$(nproc)
 json=
-peer_extra=()
+compile=
 ours_extra=()
+prefix=()
 
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
-        --peer-compile) peer_extra+=(--compile) && shift && continue ;;
+        --peer-compile) compile=1 && shift && continue ;;
+        --realtime) prefix=(chrt -f 20) && shift && continue ;;
     esac
     option=${1%%=*}
     if [[ $1 == *=* ]]; then
@@ -58,12 +64,14 @@ while [[ $# -gt 0 ]]; do
         --mode) mode=$value ;;
         --threads) threads=$value ;;
         --engine) ours_extra+=("--engine=$value") ;;
+        --recompute) ours_extra+=("--recompute=$value") ;;
         --json) json=$value ;;
         *) fail "unknown option $option (see --help)" ;;
     esac
 done
 [[ ${#shapes[@]} -gt 0 ]] || shapes=(small)
-[[ $mode == train || $mode == eval ]] || fail "--mode: expected train or eval, got $mode"
+[[ $mode =~ ^(train|eval|sample)$ ]] || fail "--mode: expected train, eval or sample, got $mode"
+[[ $mode != sample ]] || shapes=(gpt2)
 for number in "$rounds" "$threads" "${steps:-1}"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || fail "expected a count of at least 1, got $number"
 done
@@ -88,16 +96,37 @@ choose() {
     esac
     keys+=(--batch_size="$batch" --block_size="$block" --gradient_accumulation_steps=1)
     keys+=(--bias=False --device=cpu --dtype=float32 --threads="$threads")
-    keys+=(--steps "${steps:-$default_steps}" --warmup_steps "${warmup_steps:-$default_warmup}")
-    keys+=(--mode "$mode")
+    [[ $mode != sample ]] || default_steps=96 default_warmup=16
+    steps_here=${steps:-$default_steps} warmup_here=${warmup_steps:-$default_warmup}
+    lengths=(--steps "$steps_here" --warmup_steps "$warmup_here" --mode "$mode")
 }
 
 # The report is the last line of stdout that is a JSON object.
 report() {
     local output line
-    output=$("$@") || fail "failed: $*"
+    output=$("${prefix[@]}" "$@") || fail "failed: $*"
     line=$(grep '^{' <<<"$output" | tail -n 1) || fail "no report on stdout: $*"
     printf '%s' "$line"
+}
+
+# Seconds that our sampling of so many tokens takes, the start of the program included.
+seconds() {
+    local begin=$EPOCHREALTIME
+    "${prefix[@]}" "$trainer" sample --out_dir="$run/out" --checkpoint=latest --num_samples=1 \
+        --top_k=0 --threads="$threads" --max_new_tokens="$1" >"$run/text" || fail "sampling failed"
+    bc -l <<<"$EPOCHREALTIME - $begin"
+}
+
+# Our report of sampling: the difference of two lengths, so that loading the weights cancels.
+sample_report() {
+    local short long
+    short=$(seconds "$warmup_here")
+    long=$(seconds $((warmup_here + steps_here)))
+    bc -l <<<"ms = 1000 * ($long - $short) / $steps_here; ms; 1000 / ms" | {
+        read -r ms && read -r rate
+        printf '{"engine":"fused","ms_per_iteration":%.4f,"tokens_per_second":%.4f,' "$ms" "$rate"
+        printf '"peak_rss_mib":0}'
+    }
 }
 
 for shape in "${shapes[@]}"; do
@@ -108,8 +137,17 @@ done
         "torch==2.11.0 numpy safetensors, then PEER_PYTHON=~/peer/bin/python"
 cargo build --release --bin trainer --manifest-path "$root/Cargo.toml" >&2
 
-rows=$(mktemp)
-trap 'rm -f "$rows"' EXIT
+trainer=${CARGO_TARGET_DIR:-$root/target}/release/trainer
+run=$(mktemp -d)
+rows=$run/rows
+trap 'rm -rf "$run"' EXIT
+if [[ $mode == sample ]]; then
+    seq 100000 >"$run/text.txt"
+    (cd "$run" && "$trainer" prepare text.txt --tokenizer=gpt2 &&
+        "$trainer" --dataset=text --data_dir=data/text --n_layer=12 --n_head=12 --n_embd=768 \
+            --block_size=1024 --batch_size=1 --gradient_accumulation_steps=1 --bias=False \
+            --max_iters=0 --eval_iters=1 --out_dir=out) >&2
+fi
 processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
 read -r load _ </proc/loadavg 2>/dev/null || load=unknown
 echo "device: ${processor:-unknown processor}, $threads threads, load $load before the start" >&2
@@ -117,11 +155,20 @@ for shape in "${shapes[@]}"; do
     choose "$shape"
     for ((round = 1; round <= rounds; round++)); do
         echo "$shape, round $round of $rounds" >&2
-        peer=$(report "$python" "$root/bench/peer_torch.py" "${keys[@]}" "${peer_extra[@]}")
-        ours=$(report "${CARGO_TARGET_DIR:-$root/target}/release/trainer" bench --config shakespeare_char \
-            "${keys[@]}" "${ours_extra[@]}")
-        printf '{"shape":"%s","tokens":%d,"round":%d,"peer":%s,"ours":%s}\n' \
-            "$shape" $((batch * block)) "$round" "$peer" "$ours" >>"$rows"
+        peer_command=("$python" "$root/bench/peer_torch.py" "${keys[@]}" "${lengths[@]}")
+        peer=$(report "${peer_command[@]}")
+        compiled=null
+        [[ -z $compile ]] || compiled=$(report "${peer_command[@]}" --compile)
+        if [[ $mode == sample ]]; then
+            ours=$(sample_report)
+            tokens=1
+        else
+            ours=$(report "$trainer" bench --config shakespeare_char "${keys[@]}" "${lengths[@]}" \
+                "${ours_extra[@]}")
+            tokens=$((batch * block))
+        fi
+        printf '{"shape":"%s","tokens":%d,"round":%d,"peer":%s,"compiled":%s,"ours":%s}\n' \
+            "$shape" "$tokens" "$round" "$peer" "$compiled" "$ours" >>"$rows"
     done
 done
 [[ -z $json ]] || cat "$rows" >>"$json"

@@ -269,6 +269,32 @@ def measure(c):
     return report
 
 
+@torch.no_grad()
+def generate(c):
+    """Samples as nanoGPT does, all of the context again for every token; times each after warm-up."""
+    model = Gpt(c).eval()
+    tokens, times = torch.zeros((1, 1), dtype=torch.long), []
+    for i in range(c.warmup_steps + c.steps):
+        begin = time.perf_counter()
+        context = tokens[:, -c.block_size :]
+        t = model.transformer
+        x = t.wte(context) + t.wpe(torch.arange(context.shape[1]))
+        for block in t.h:
+            x = block(x)
+        logits = F.linear(t.ln_f(x[:, -1:]), t.wte.weight)[:, -1] / 0.8
+        choice = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+        tokens = torch.cat((tokens, choice), dim=1)
+        if i >= c.warmup_steps:
+            times.append((time.perf_counter() - begin) * 1e3)
+    mean = statistics.fmean(times)  # not the median: every token has a longer context
+    return {
+        "ms_per_iteration": round(mean, 4),
+        "ms_all": [round(t, 4) for t in times],
+        "tokens_per_second": round(1e3 / mean, 4),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
 def check(c):
     """Runs a golden case and reports the worst difference of everything that it records."""
     from safetensors.torch import load_file
@@ -348,7 +374,7 @@ def arguments():
     add("--dtype", choices=["float32", "bfloat16", "float16"],
         help="default: bfloat16 on CUDA, float32 on a CPU")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    add("--mode", choices=["train", "eval"], default="train")
+    add("--mode", choices=["train", "eval", "sample"], default="train")
     add("--data", metavar="DIR", help="a folder with train.bin (default: random tokens)")
     add("--check", metavar="GOLDEN_DIR", help="run a golden case instead of measuring")
     c = parser.parse_args()
@@ -379,7 +405,7 @@ def main():
             "device": device,
             "threads": c.threads,
             "config": vars(c),
-            **measure(c),
+            **(generate(c) if c.mode == "sample" else measure(c)),
         }
     print(json.dumps(report))
     return 0 if report.get("same", True) else 1
