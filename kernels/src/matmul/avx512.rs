@@ -265,9 +265,9 @@ impl Operands {
                     if row == 1 {
                         _mm_prefetch::<_MM_HINT_T0>(a[0].wrapping_add(2 * ROWS).cast());
                     }
-                    unroll!(I < 5, {
-                        a[I] = a[I].wrapping_add(col);
-                    });
+                    for a in &mut a {
+                        *a = a.wrapping_add(col);
+                    }
                     b = b.add(COLS);
                 }
             }
@@ -295,7 +295,7 @@ fn hidden(mut pointer: *const f32) -> *const f32 {
         std::arch::asm!(
             "/* {0} */",
             inout(reg) pointer,
-            options(pure, nomem, nostack, preserves_flags)
+            options(pure, readonly, nostack, preserves_flags)
         );
     }
     pointer
