@@ -7,3 +7,6 @@
 
 pub mod clock;
 pub mod storage;
+pub mod job;
+pub mod lease;
+pub mod checkpoints;

@@ -1,0 +1,132 @@
+//! Checkpoints between the run directory and the store: stage, publish, history, restore, prune,
+//! verify. Called by the supervisor's loop and by `agent verify`.
+//!
+//! A checkpoint exists in the store exactly when its commit does, and the commit is created last.
+//! Nothing here trusts a pointer, overwrites an object, or takes an error for "no checkpoint".
+
+pub mod history;
+pub mod prune;
+pub mod publish;
+pub mod restore;
+pub mod stage;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::job::{CommitId, JobError};
+use crate::storage::StorageError;
+
+pub use history::{History, history};
+pub use prune::{Policy, Pruned, Swept, prune, sweep};
+pub use publish::{Progress, Published, Upload};
+pub use restore::{Restored, Source, note_published, restore};
+pub use stage::{Staged, clear_stage, stage};
+pub use verify::{Depth, Report, verify};
+
+/// What can go wrong with a checkpoint, by what a caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// The local disk or folder fails.
+    #[error("{path}: {source}", path = path.display())]
+    Local {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A local checkpoint is not what its manifest says; the trainer's matter, not the store's.
+    #[error("{path}: {detail}", path = path.display())]
+    Damaged { path: PathBuf, detail: String },
+    /// A local checkpoint is not there (any more): the trainer prunes as it likes.
+    #[error("{path}: no such checkpoint", path = path.display())]
+    Gone { path: PathBuf },
+    /// The permit ended: the lease is or may be lost, nothing more may be published or deleted.
+    #[error("no valid lease: {what} refused")]
+    NotPermitted { what: String },
+    /// The store holds checkpoints of this job, and none of them can be used.
+    #[error(
+        "none of {count} checkpoints in the store is whole, newest {newest}: {detail}\n\
+         hint: `agent verify` lists what is wrong; nothing was started from step 0"
+    )]
+    NoneWhole {
+        count: usize,
+        newest: CommitId,
+        detail: String,
+    },
+    /// The run directory holds checkpoints that are not this job's.
+    #[error(
+        "{path}: expected checkpoints of job {job} only, got step {step} of {owner}\n\
+         hint: give the job a run directory of its own, or move these checkpoints away",
+        path = path.display()
+    )]
+    Foreign {
+        path: PathBuf,
+        job: String,
+        step: u64,
+        owner: String,
+    },
+    /// The disk cannot take the checkpoint.
+    #[error(
+        "{path}: not enough disk space: the checkpoint of step {step} needs {need} bytes, \
+         {free} are free",
+        path = path.display()
+    )]
+    NoSpace {
+        path: PathBuf,
+        step: u64,
+        need: u64,
+        free: u64,
+    },
+}
+
+impl CheckpointError {
+    /// Whether trying again can help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Job(error) if error.is_transient())
+    }
+}
+
+impl From<StorageError> for CheckpointError {
+    fn from(error: StorageError) -> Self {
+        Self::Job(JobError::Storage(error))
+    }
+}
+
+/// How files are moved, up and down.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Parts in flight at once.
+    pub parallel: usize,
+    /// How long one part, or one small request, is tried again before it is an error.
+    pub deadline: Duration,
+    /// First wait between two tries; doubles up to `backoff_max`, jittered.
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self {
+            parallel: 4,
+            deadline: Duration::from_secs(15 * 60),
+            backoff_min: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Whether publishing and deleting are allowed at this very moment: `now < valid_until`.
+pub type Permit<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+
+/// Something that a person should hear of, and that did not stop the work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A checkpoint in the store cannot be used; the next older one was tried.
+    Bad { commit: CommitId, detail: String },
+    /// A commit outside the valid history: what a holder published after it was replaced.
+    Orphan { commit: CommitId },
+    /// A local checkpoint was put aside because it does not belong to the job's history, or is
+    /// damaged.
+    SetAside { step: u64, detail: String },
+}
