@@ -1,5 +1,7 @@
 //! The valid history of a job: which commits count, newest first. Called by restore, prune, verify.
 
+use std::sync::Arc;
+
 use super::{CheckpointError, Finding, Transfer};
 use crate::job::{CommitId, CommitRecord, Job};
 use crate::storage::Storage;
@@ -34,7 +36,7 @@ impl History {
 /// # Errors
 /// If the store could not be asked until the transfer's deadline. An error is never "none".
 pub async fn history(
-    store: &dyn Storage,
+    store: &Arc<dyn Storage>,
     job: &Job,
     transfer: &Transfer,
 ) -> Result<History, CheckpointError> {

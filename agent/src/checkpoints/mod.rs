@@ -96,13 +96,10 @@ impl From<StorageError> for CheckpointError {
 /// How files are moved, up and down.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer {
-    /// Parts in flight at once.
+    /// Parts in flight at once; each may be in memory as a whole.
     pub parallel: usize,
     /// How long one part, or one small request, is tried again before it is an error.
     pub deadline: Duration,
-    /// First wait between two tries; doubles up to `backoff_max`, jittered.
-    pub backoff_min: Duration,
-    pub backoff_max: Duration,
 }
 
 impl Default for Transfer {
@@ -110,8 +107,6 @@ impl Default for Transfer {
         Self {
             parallel: 4,
             deadline: Duration::from_secs(15 * 60),
-            backoff_min: Duration::from_millis(200),
-            backoff_max: Duration::from_secs(20),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Only with a live lease. A commit goes first, its data after it. Never the base, the newest two,
 //! or the one that this run resumed from, whatever the policy says.
 
+use std::sync::Arc;
+
 use super::{CheckpointError, Permit, Transfer};
 use crate::job::{CommitId, Job, Nonce};
 use crate::storage::Storage;
@@ -49,7 +51,7 @@ pub struct Swept {
 /// # Errors
 /// `NotPermitted` as soon as the permit ends; what was removed until then stays removed.
 pub async fn prune(
-    store: &dyn Storage,
+    store: &Arc<dyn Storage>,
     job: &Job,
     epoch: u64,
     resumed_from: Option<CommitId>,
@@ -70,7 +72,7 @@ pub async fn prune(
 /// # Errors
 /// As for [`prune`].
 pub async fn sweep(
-    store: &dyn Storage,
+    store: &Arc<dyn Storage>,
     job: &Job,
     epoch: u64,
     in_flight: Option<&Nonce>,

@@ -3,6 +3,8 @@
 //! Order: parts, completion, HEAD of every file, permit, commit, commit read back. The commit is
 //! created last, so that every prefix of this is no checkpoint at all.
 
+use std::sync::Arc;
+
 use super::{CheckpointError, Permit, Staged, Transfer};
 use crate::job::{CommitId, CommitRecord, Job, Nonce};
 use crate::storage::Storage;
@@ -63,7 +65,7 @@ impl Upload {
     /// transfer's deadline: call again. Others: give it up with [`Upload::close`].
     pub async fn run(
         &mut self,
-        store: &dyn Storage,
+        store: &Arc<dyn Storage>,
         transfer: &Transfer,
         permit: Permit<'_>,
         tell: &(dyn Fn(Progress) + Send + Sync),
@@ -77,7 +79,7 @@ impl Upload {
     ///
     /// # Errors
     /// If the staged files cannot be removed.
-    pub async fn close(self, store: &dyn Storage) -> Result<(), CheckpointError> {
+    pub async fn close(self, store: &Arc<dyn Storage>) -> Result<(), CheckpointError> {
         unimplemented!("{} {:?}", store.name(), self.staged)
     }
 }

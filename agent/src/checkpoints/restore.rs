@@ -1,6 +1,8 @@
 //! The checkpoint to start from, brought into the run directory. Called by the supervisor's loop
 //! before the trainer starts.
 
+use std::sync::Arc;
+
 use protocol::RunDir;
 
 use super::{CheckpointError, Finding, Transfer};
@@ -44,7 +46,7 @@ impl Source {
 /// Transient errors after the transfer's deadline; `NoneWhole` if the store has checkpoints and none
 /// is whole; `NoSpace`; `Foreign` if the run directory belongs to another job.
 pub async fn restore(
-    store: &dyn Storage,
+    store: &Arc<dyn Storage>,
     job: &Job,
     epoch: u64,
     run_dir: &RunDir,

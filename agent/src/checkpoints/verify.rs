@@ -1,5 +1,7 @@
 //! A job in a store, walked from end to end. Called by `agent verify` and by tests.
 
+use std::sync::Arc;
+
 use super::{CheckpointError, Transfer};
 use crate::job::{CommitId, Job};
 use crate::storage::Storage;
@@ -34,7 +36,7 @@ pub struct Report {
 /// # Errors
 /// If the store could not be asked; what is wrong in the store is in the report.
 pub async fn verify(
-    store: &dyn Storage,
+    store: &Arc<dyn Storage>,
     job: &Job,
     depth: Depth,
     transfer: &Transfer,
