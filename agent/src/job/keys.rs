@@ -43,6 +43,11 @@ impl Job {
         format!("{}/", self.id)
     }
 
+    /// The store's key of one relative to the job.
+    pub fn key(&self, relative: &str) -> String {
+        format!("{}/{relative}", self.id)
+    }
+
     /// Created once by whoever submits.
     pub fn spec(&self) -> String {
         format!("{}/spec.json", self.id)

@@ -19,6 +19,8 @@ pub use record::{
     ReleasedRecord, SpecRecord, StatusEnvelope, VERSION,
 };
 
+pub(crate) use record::{list_all, parse, read, to_bytes};
+
 use crate::storage::StorageError;
 
 /// What can go wrong with a job in a store.

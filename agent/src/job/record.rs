@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{CommitId, JobError, Nonce};
-use crate::storage::Storage;
+use crate::storage::{Entry, Storage, StorageError};
 
 /// The records this program writes and the newest it reads.
 pub const VERSION: u32 = 1;
+
+/// No job has as many objects of one kind; a listing this long is taken for a mistake.
+const LISTED_MAX: usize = 200_000;
 
 /// `spec.json`: what was asked for. The agent reads what it needs and keeps the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,7 +118,8 @@ pub struct ReleasedRecord {
 /// One file of a checkpoint in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitFile {
-    /// Where it is: the job's `data/<epoch>/<step>-<nonce>/<name>`, relative to the job's prefix.
+    /// Where it is, relative to the job, so that a job can be copied: `data/<epoch>/<step>-<nonce>/
+    /// <name>`.
     pub key: String,
     pub bytes: u64,
     /// Lower-case hexadecimal.
@@ -214,6 +218,38 @@ pub(crate) fn parse<R: DeserializeOwned>(
         return Err(malformed(newer));
     }
     serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))
+}
+
+/// Reads a record from its key.
+///
+/// # Errors
+/// Of the store, `Missing` among them; or if what is there is not such a record.
+pub(crate) async fn read<R: DeserializeOwned>(
+    store: &dyn Storage,
+    key: &str,
+) -> Result<R, JobError> {
+    let object = store.get(key).await?;
+    parse(store, key, &object.bytes)
+}
+
+/// Every object below a prefix.
+///
+/// # Errors
+/// Of the store; or if there are so many that the listing may be cut short.
+pub(crate) async fn list_all(
+    store: &dyn Storage,
+    prefix: &str,
+) -> Result<Vec<Entry>, StorageError> {
+    let listed = store.list(prefix, None, LISTED_MAX).await?;
+    if listed.len() < LISTED_MAX {
+        return Ok(listed);
+    }
+    Err(StorageError::Permanent {
+        store: store.name(),
+        operation: "list",
+        key: prefix.to_owned(),
+        detail: format!("expected fewer than {LISTED_MAX} objects"),
+    })
 }
 
 mod crc64nvme_hex {

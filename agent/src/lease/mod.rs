@@ -4,13 +4,25 @@
 //! No clock of two machines is ever compared. Every request is bounded by `ttl/6`; nothing is
 //! retried but claim, release and revoke, and those decide by reading back.
 
+mod requests;
+#[cfg(test)]
+mod tests;
+mod watch;
+
 use std::time::Duration;
 
+pub use watch::{Silence, Watch};
+
+use self::requests::{Backoff, Settled, bounded, settle};
 use crate::clock::{Clock, Moment};
 use crate::job::{
-    BeatRecord, CommitId, FinalRecord, Holder, Job, JobError, LeaseReason, LeaseRecord, Nonce,
+    BeatRecord, CommitId, FinalRecord, Holder, Job, JobError, LeaseKey, LeaseReason, LeaseRecord,
+    Nonce, ReleasedRecord, VERSION, list_all, parse, to_bytes,
 };
 use crate::storage::Storage;
+
+/// How often a look begins again because the newest epoch changed under it.
+const LOOKS_MAX: u32 = 8;
 
 /// The times of a lease. All agents of a job that agree on `rho` and `slack` are safe together; each
 /// holder's own `ttl` stands in its lease.
@@ -158,36 +170,9 @@ pub enum Beat {
     Held {
         valid_until: Moment,
     },
-    /// The next epoch is claimed: kill the trainer's group, publish nothing more, leave.
-    Lost(LeaseRecord),
-}
-
-/// Whether a held lease has gone silent, by our own clock and nothing else. Pure.
-#[derive(Clone, Debug, Default)]
-pub struct Watch {
-    seen: Option<Sign>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Sign {
-    epoch: u64,
-    beat: Option<String>,
-    since: Moment,
-}
-
-/// What a watch says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// Nobody may claim before this moment, and then only if nothing has changed.
-    Until(Moment),
-    Expired,
-}
-
-impl Watch {
-    /// Takes in a look. `now` is the moment its answer had arrived, never an earlier one.
-    pub fn see(&mut self, terms: &Terms, top: &Top, now: Moment) -> Silence {
-        unimplemented!("{terms:?} {top:?} {now:?} {:?}", self.seen)
-    }
+    /// The next epoch is claimed: kill the trainer's group, publish nothing more, leave. Who has it,
+    /// if that could be read.
+    Lost(Option<LeaseRecord>),
 }
 
 /// One consistent look at who has the job.
@@ -195,7 +180,49 @@ impl Watch {
 /// # Errors
 /// If the store could not be asked, or a lease there cannot be read. Never takes an error for "none".
 pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look, JobError> {
-    unimplemented!("{} {job:?} {terms:?}", store.name())
+    for _ in 0..LOOKS_MAX {
+        let prefix = job.leases();
+        let listed = bounded(store, terms, "list", &prefix, list_all(store, &prefix)).await?;
+        let (mut epoch, mut beat, mut released) = (None, None, false);
+        for entry in &listed {
+            if let Some(LeaseKey::Record(found)) = job.parse_lease(&entry.key) {
+                epoch = epoch.max(Some(found));
+            }
+        }
+        let Some(epoch) = epoch else {
+            return Ok(Look { top: None });
+        };
+        for entry in listed {
+            match job.parse_lease(&entry.key) {
+                Some(LeaseKey::Beat(of)) if of == epoch => beat = Some(entry.tag),
+                Some(LeaseKey::Released(of)) if of == epoch => released = true,
+                _ => {}
+            }
+        }
+        let key = job.lease(epoch);
+        let object = bounded(store, terms, "get", &key, store.get(&key)).await?;
+        let record = parse_lease(store, &key, &object.bytes, epoch)?;
+        // After the listing: a holder writes down the end before it releases.
+        let key = job.final_of(epoch);
+        let end = match bounded(store, terms, "get", &key, store.get(&key)).await {
+            Ok(object) => Some(parse::<FinalRecord>(store, &key, &object.bytes)?),
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(error.into()),
+        };
+        // An end written by a zombie is void, and its epoch is not the newest any more.
+        if end.is_some() && next_lease(store, job, terms, epoch).await?.is_some() {
+            continue;
+        }
+        let top = Top {
+            record,
+            beat,
+            released,
+            end,
+        };
+        return Ok(Look { top: Some(top) });
+    }
+    let busy = format!("the newest epoch changed {LOOKS_MAX} times while it was read");
+    Err(requests::transient(store, "list", &job.leases(), busy).into())
 }
 
 /// Claims the epoch after the one looked at. The caller knows that it may: see [`Look::standing`] and
@@ -204,7 +231,7 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
 ///
 /// # Errors
 /// If the deadline passed or the store refuses: then it is not known whether we have it. The lease,
-/// if it is ours, is found by calling again with the same nonce.
+/// if it is ours, is found by looking and claiming again with the same nonce.
 pub async fn claim(
     store: &dyn Storage,
     clock: &dyn Clock,
@@ -214,14 +241,56 @@ pub async fn claim(
     claimant: &Claimant,
     deadline: Duration,
 ) -> Result<Claim, JobError> {
-    unimplemented!(
-        "{} {:?} {job:?} {terms:?} {look:?} {claimant:?} {deadline:?}",
-        store.name(),
-        clock.now()
-    )
+    let sent = clock.now();
+    let ours = |record: &LeaseRecord| record.nonce == claimant.nonce;
+    if let Some(top) = &look.top
+        && ours(&top.record)
+    {
+        // A former call created it and did not hear of it.
+        return confirm(store, clock, job, terms, top.record.clone()).await;
+    }
+    let epoch = look.epoch() + 1;
+    let key = job.lease(epoch);
+    let mut backoff = Backoff::new(terms, deadline, claimant.nonce.as_str());
+    loop {
+        if claimant.reason == LeaseReason::Expired && has_beaten(store, job, terms, look).await? {
+            return Ok(Claim::Alive);
+        }
+        let record = LeaseRecord {
+            version: VERSION,
+            epoch,
+            nonce: claimant.nonce.clone(),
+            holder: claimant.holder.clone(),
+            ttl_ms: u64::try_from(terms.ttl.as_millis()).unwrap_or(u64::MAX),
+            base: base_for(store, job, terms, look).await?,
+            attempt: claimant.attempt,
+            reason: claimant.reason,
+        };
+        let record = match settle(store, terms, &key, to_bytes(&record)).await? {
+            Settled::Created => record,
+            // An earlier try of ours may have arrived late, with the base of that time.
+            Settled::There(bytes) => parse_lease(store, &key, &bytes, epoch)?,
+            Settled::Unknown(error) => {
+                backoff.wait(error).await?;
+                continue;
+            }
+        };
+        if !ours(&record) {
+            return Ok(Claim::Lost(record));
+        }
+        let valid_until = sent + terms.validity();
+        if clock.now() + terms.warn_after() > valid_until {
+            return confirm(store, clock, job, terms, record).await;
+        }
+        return Ok(Claim::Won(Lease {
+            record,
+            valid_until,
+        }));
+    }
 }
 
-/// Beats once, and looks whether somebody claimed the next epoch. `beat.seq` must be new each time.
+/// Beats once, and looks whether somebody claimed the next epoch. `beat.seq` must be new each time,
+/// from 1.
 ///
 /// # Errors
 /// If the store could not be asked: then nothing is known, and the lease is ours as long as before.
@@ -232,11 +301,19 @@ pub async fn beat(
     terms: &Terms,
     beat: &BeatRecord,
 ) -> Result<Beat, JobError> {
-    unimplemented!(
-        "{} {:?} {job:?} {terms:?} {beat:?}",
-        store.name(),
-        clock.now()
-    )
+    let sent = clock.now();
+    let key = job.beat(beat.epoch);
+    let put = bounded(store, terms, "put", &key, store.put(&key, to_bytes(beat))).await;
+    // Even if the beat failed, and only after it: a claim seen now may be older than the beat.
+    if let Some(bytes) = next_lease(store, job, terms, beat.epoch).await? {
+        let epoch = beat.epoch + 1;
+        let record = parse_lease(store, &job.lease(epoch), &bytes, epoch);
+        return Ok(Beat::Lost(record.ok()));
+    }
+    put?;
+    Ok(Beat::Held {
+        valid_until: sent + terms.validity(),
+    })
 }
 
 /// Leaves on purpose, so that the next one need not wait. After the last publish, never before.
@@ -251,10 +328,22 @@ pub async fn release(
     reason: &str,
     deadline: Duration,
 ) -> Result<(), JobError> {
-    unimplemented!(
-        "{} {job:?} {terms:?} {lease:?} {reason} {deadline:?}",
-        store.name()
+    let record = ReleasedRecord {
+        version: VERSION,
+        epoch: lease.epoch,
+        nonce: lease.nonce.clone(),
+        reason: reason.to_owned(),
+    };
+    let key = job.released(lease.epoch);
+    create_once(
+        store,
+        terms,
+        &key,
+        to_bytes(&record),
+        &lease.nonce,
+        deadline,
     )
+    .await
 }
 
 /// Writes down the end of the job. `end.epoch` and `end.nonce` are the lease's; the caller checks
@@ -269,11 +358,12 @@ pub async fn finish(
     end: &FinalRecord,
     deadline: Duration,
 ) -> Result<(), JobError> {
-    unimplemented!("{} {job:?} {terms:?} {end:?} {deadline:?}", store.name())
+    let key = job.final_of(end.epoch);
+    create_once(store, terms, &key, to_bytes(end), &end.nonce, deadline).await
 }
 
 /// The orchestrator's hard kill: claims the next epoch so that nobody trains. To let the job go on,
-/// release that epoch.
+/// release that epoch. `None`: the job has ended, there is nothing to take away.
 ///
 /// # Errors
 /// As for [`claim`].
@@ -284,10 +374,162 @@ pub async fn revoke(
     terms: &Terms,
     nonce: Nonce,
     deadline: Duration,
+) -> Result<Option<LeaseRecord>, JobError> {
+    let mut backoff = Backoff::new(terms, deadline, nonce.as_str());
+    let claimant = Claimant {
+        nonce,
+        holder: Holder {
+            agent: Holder::ORCHESTRATOR.to_owned(),
+            ..Holder::default()
+        },
+        attempt: 0,
+        reason: LeaseReason::Revoked,
+    };
+    loop {
+        let seen = look(store, job, terms).await?;
+        match (seen.standing(), &seen.top) {
+            (Standing::Done, _) => return Ok(None),
+            (Standing::Revoked, Some(top)) => return Ok(Some(top.record.clone())),
+            _ => {}
+        }
+        let limit = backoff.left();
+        match claim(store, clock, job, terms, &seen, &claimant, limit).await? {
+            Claim::Won(lease) => return Ok(Some(lease.record)),
+            Claim::Lost(_) | Claim::Alive => {
+                let taken = format!("epoch {} was claimed meanwhile", seen.epoch() + 1);
+                let error = requests::transient(store, "create", &job.leases(), taken);
+                backoff.wait(error).await?;
+            }
+        }
+    }
+}
+
+/// A lease whose claim was sent we do not know when: a beat tells until when it is ours.
+async fn confirm(
+    store: &dyn Storage,
+    clock: &dyn Clock,
+    job: &Job,
+    terms: &Terms,
+    record: LeaseRecord,
+) -> Result<Claim, JobError> {
+    let first = BeatRecord {
+        version: VERSION,
+        epoch: record.epoch,
+        seq: 0,
+        nonce: record.nonce.clone(),
+        step: record.base.map_or(0, |base| base.step),
+        spent_usd: 0.0,
+    };
+    match beat(store, clock, job, terms, &first).await? {
+        Beat::Held { valid_until } => Ok(Claim::Won(Lease {
+            record,
+            valid_until,
+        })),
+        Beat::Lost(Some(by)) => Ok(Claim::Lost(by)),
+        Beat::Lost(None) => {
+            let detail = "the next epoch's lease cannot be read";
+            let key = job.lease(record.epoch + 1);
+            Err(requests::transient(store, "get", &key, detail).into())
+        }
+    }
+}
+
+/// The fence of the next epoch: the newest commit of the epoch looked at, else that epoch's own.
+async fn base_for(
+    store: &dyn Storage,
+    job: &Job,
+    terms: &Terms,
+    look: &Look,
+) -> Result<Option<CommitId>, JobError> {
+    let Some(top) = &look.top else {
+        return Ok(None);
+    };
+    let prefix = job.commits();
+    let listed = bounded(store, terms, "list", &prefix, list_all(store, &prefix)).await?;
+    let commits = listed
+        .iter()
+        .filter_map(|entry| job.parse_commit(&entry.key));
+    let newest = commits.filter(|id| id.epoch == top.record.epoch).max();
+    Ok(newest.or(top.record.base))
+}
+
+/// Whether the holder gave a sign of life since the look.
+async fn has_beaten(
+    store: &dyn Storage,
+    job: &Job,
+    terms: &Terms,
+    look: &Look,
+) -> Result<bool, JobError> {
+    let Some(top) = &look.top else {
+        return Ok(false);
+    };
+    let key = job.beat(top.record.epoch);
+    // By a listing, as the look did: tags are compared with tags from the same source only.
+    let listed = bounded(store, terms, "list", &key, store.list(&key, None, 1)).await?;
+    Ok(listed.first().map(|entry| &entry.tag) != top.beat.as_ref())
+}
+
+/// The lease after an epoch, if it is claimed.
+async fn next_lease(
+    store: &dyn Storage,
+    job: &Job,
+    terms: &Terms,
+    epoch: u64,
+) -> Result<Option<bytes::Bytes>, JobError> {
+    let key = job.lease(epoch + 1);
+    match bounded(store, terms, "get", &key, store.get(&key)).await {
+        Ok(object) => Ok(Some(object.bytes)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn parse_lease(
+    store: &dyn Storage,
+    key: &str,
+    bytes: &[u8],
+    epoch: u64,
 ) -> Result<LeaseRecord, JobError> {
-    unimplemented!(
-        "{} {:?} {job:?} {terms:?} {nonce:?} {deadline:?}",
-        store.name(),
-        clock.now()
-    )
+    let record: LeaseRecord = parse(store, key, bytes)?;
+    if record.epoch == epoch {
+        return Ok(record);
+    }
+    Err(JobError::Malformed {
+        store: store.name(),
+        key: key.to_owned(),
+        detail: format!("expected epoch {epoch}, got {}", record.epoch),
+    })
+}
+
+/// Creates what only the holder of an epoch creates; an earlier try of ours is as good.
+async fn create_once(
+    store: &dyn Storage,
+    terms: &Terms,
+    key: &str,
+    body: bytes::Bytes,
+    nonce: &Nonce,
+    deadline: Duration,
+) -> Result<(), JobError> {
+    #[derive(serde::Deserialize)]
+    struct Author {
+        nonce: Nonce,
+    }
+    let mut backoff = Backoff::new(terms, deadline, nonce.as_str());
+    loop {
+        match settle(store, terms, key, body.clone()).await? {
+            Settled::Created => return Ok(()),
+            Settled::There(bytes) => {
+                let author = serde_json::from_slice::<Author>(&bytes);
+                if author.is_ok_and(|author| author.nonce == *nonce) {
+                    return Ok(());
+                }
+                return Err(JobError::Malformed {
+                    store: store.name(),
+                    key: key.to_owned(),
+                    detail: format!("expected nonce {nonce}, got another's"),
+                });
+            }
+            Settled::Unknown(error) => backoff.wait(error).await?,
+        }
+    }
 }
