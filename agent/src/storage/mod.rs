@@ -4,6 +4,19 @@
 //! store's own prefix, `/`-separated, without `.` and `..`. The one primitive that everything rests
 //! on is [`Storage::create`]: of any number of racers exactly one creates.
 
+pub mod crc64;
+mod keys;
+pub mod memory;
+pub mod local;
+pub mod retry;
+#[cfg(any(test, feature = "testing"))]
+pub mod faults;
+#[cfg(test)]
+mod suite;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -125,6 +138,16 @@ pub enum Body {
     },
 }
 
+impl Body {
+    /// How many bytes it stands for.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { bytes, .. } => *bytes,
+        }
+    }
+}
+
 /// The store's name for an upload in parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadId(pub String);
@@ -173,6 +196,41 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    pub(crate) fn missing(store: &str, key: &str) -> Self {
+        Self::Missing {
+            store: store.to_owned(),
+            key: key.to_owned(),
+        }
+    }
+
+    pub(crate) fn transient(
+        store: &str,
+        operation: &'static str,
+        key: &str,
+        detail: impl Display,
+    ) -> Self {
+        Self::Transient {
+            store: store.to_owned(),
+            operation,
+            key: key.to_owned(),
+            detail: detail.to_string(),
+        }
+    }
+
+    pub(crate) fn permanent(
+        store: &str,
+        operation: &'static str,
+        key: &str,
+        detail: impl Display,
+    ) -> Self {
+        Self::Permanent {
+            store: store.to_owned(),
+            operation,
+            key: key.to_owned(),
+            detail: detail.to_string(),
+        }
+    }
+
     /// Whether trying again can help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Transient { .. })
