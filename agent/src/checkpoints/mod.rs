@@ -11,16 +11,24 @@ pub mod restore;
 pub mod stage;
 pub mod verify;
 
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::job::requests::{Backoff, bounded};
 use crate::job::{CommitId, JobError};
-use crate::storage::StorageError;
+use crate::storage::retry::{self, Retry};
+use crate::storage::{Storage, StorageError};
+
+/// The longest that one small request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 pub use history::{History, history};
 pub use prune::{Policy, Pruned, Swept, prune, sweep};
 pub use publish::{Progress, Published, Upload};
-pub use restore::{Restored, Source, note_published, restore};
+pub use restore::{Restored, Source, restore};
 pub use stage::{Staged, clear_stage, stage};
 pub use verify::{Depth, Report, verify};
 
@@ -31,10 +39,7 @@ pub enum CheckpointError {
     Job(#[from] JobError),
     /// The local disk or folder fails.
     #[error("{path}: {source}", path = path.display())]
-    Local {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Local { path: PathBuf, source: io::Error },
     /// A local checkpoint is not what its manifest says; the trainer's matter, not the store's.
     #[error("{path}: {detail}", path = path.display())]
     Damaged { path: PathBuf, detail: String },
@@ -119,9 +124,61 @@ pub type Permit<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 pub enum Finding {
     /// A checkpoint in the store cannot be used; the next older one was tried.
     Bad { commit: CommitId, detail: String },
-    /// A commit outside the valid history: what a holder published after it was replaced.
-    Orphan { commit: CommitId },
     /// A local checkpoint was put aside because it does not belong to the job's history, or is
     /// damaged.
     SetAside { step: u64, detail: String },
+}
+
+/// The store, with transient errors tried again until the transfer's deadline. Not for a create that
+/// needs a permit: the permit may end between two tries.
+fn steady(store: &Arc<dyn Storage>, transfer: &Transfer) -> Retry {
+    // Many agents of one store should not come back from an outage in step.
+    let mut seed = DefaultHasher::new();
+    (store.name(), std::process::id()).hash(&mut seed);
+    let policy = retry::Policy::until(transfer.deadline);
+    Retry::new(Arc::clone(store), policy, seed.finish())
+}
+
+/// Deletes an object. The permit is asked before every try.
+async fn delete(
+    store: &dyn Storage,
+    key: &str,
+    transfer: &Transfer,
+    permit: Permit<'_>,
+) -> Result<(), CheckpointError> {
+    let mut backoff = Backoff::new(REQUEST_LIMIT, transfer.deadline, key);
+    loop {
+        if !permit() {
+            let what = format!("deleting {key}");
+            return Err(CheckpointError::NotPermitted { what });
+        }
+        match bounded(store, REQUEST_LIMIT, "delete", key, store.delete(key)).await {
+            Err(error) if error.is_transient() => backoff.wait(error).await?,
+            deleted => return Ok(deleted?),
+        }
+    }
+}
+
+/// Whether a name is one of a file and nothing else: what comes from a store never leads elsewhere.
+fn plain_name(name: &str) -> bool {
+    let hidden = name.starts_with('.');
+    !name.is_empty() && !hidden && !name.contains(['/', '\\', '\0'])
+}
+
+/// Runs work on the disk on a thread for it. Once begun it goes on even if nobody waits any more.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
+) -> Result<T, CheckpointError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|stopped| match stopped.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => unreachable!("work on the disk is never cancelled"),
+    })
+}
+
+fn local(path: &Path, source: io::Error) -> CheckpointError {
+    CheckpointError::Local {
+        path: path.to_owned(),
+        source,
+    }
 }

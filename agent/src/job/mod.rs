@@ -6,6 +6,7 @@
 
 mod keys;
 mod record;
+pub(crate) mod requests;
 #[cfg(test)]
 mod tests;
 

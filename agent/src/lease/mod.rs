@@ -4,7 +4,6 @@
 //! No clock of two machines is ever compared. Every request is bounded by `ttl/6`; nothing is
 //! retried but claim, release and revoke, and those decide by reading back.
 
-mod requests;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -13,8 +12,8 @@ use std::time::Duration;
 
 pub use watch::{Silence, Watch};
 
-use self::requests::{Backoff, Settled, bounded, settle};
 use crate::clock::{Clock, Moment};
+use crate::job::requests::{self, Backoff, Settled, bounded, settle};
 use crate::job::{
     BeatRecord, CommitId, FinalRecord, Holder, Job, JobError, LeaseKey, LeaseReason, LeaseRecord,
     Nonce, ReleasedRecord, VERSION, list_all, parse, to_bytes,
@@ -182,7 +181,14 @@ pub enum Beat {
 pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look, JobError> {
     for _ in 0..LOOKS_MAX {
         let prefix = job.leases();
-        let listed = bounded(store, terms, "list", &prefix, list_all(store, &prefix)).await?;
+        let listed = bounded(
+            store,
+            terms.request_limit(),
+            "list",
+            &prefix,
+            list_all(store, &prefix),
+        )
+        .await?;
         let (mut epoch, mut beat, mut released) = (None, None, false);
         for entry in &listed {
             if let Some(LeaseKey::Record(found)) = job.parse_lease(&entry.key) {
@@ -200,11 +206,11 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
             }
         }
         let key = job.lease(epoch);
-        let object = bounded(store, terms, "get", &key, store.get(&key)).await?;
+        let object = bounded(store, terms.request_limit(), "get", &key, store.get(&key)).await?;
         let record = parse_lease(store, &key, &object.bytes, epoch)?;
         // After the listing: a holder writes down the end before it releases.
         let key = job.final_of(epoch);
-        let end = match bounded(store, terms, "get", &key, store.get(&key)).await {
+        let end = match bounded(store, terms.request_limit(), "get", &key, store.get(&key)).await {
             Ok(object) => Some(parse::<FinalRecord>(store, &key, &object.bytes)?),
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error.into()),
@@ -251,7 +257,7 @@ pub async fn claim(
     }
     let epoch = look.epoch() + 1;
     let key = job.lease(epoch);
-    let mut backoff = Backoff::new(terms, deadline, claimant.nonce.as_str());
+    let mut backoff = Backoff::new(terms.request_limit(), deadline, claimant.nonce.as_str());
     loop {
         if claimant.reason == LeaseReason::Expired && has_beaten(store, job, terms, look).await? {
             return Ok(Claim::Alive);
@@ -266,7 +272,7 @@ pub async fn claim(
             attempt: claimant.attempt,
             reason: claimant.reason,
         };
-        let record = match settle(store, terms, &key, to_bytes(&record)).await? {
+        let record = match settle(store, terms.request_limit(), &key, to_bytes(&record)).await? {
             Settled::Created => record,
             // An earlier try of ours may have arrived late, with the base of that time.
             Settled::There(bytes) => parse_lease(store, &key, &bytes, epoch)?,
@@ -303,7 +309,14 @@ pub async fn beat(
 ) -> Result<Beat, JobError> {
     let sent = clock.now();
     let key = job.beat(beat.epoch);
-    let put = bounded(store, terms, "put", &key, store.put(&key, to_bytes(beat))).await;
+    let put = bounded(
+        store,
+        terms.request_limit(),
+        "put",
+        &key,
+        store.put(&key, to_bytes(beat)),
+    )
+    .await;
     // Even if the beat failed, and only after it: a claim seen now may be older than the beat.
     if let Some(bytes) = next_lease(store, job, terms, beat.epoch).await? {
         let epoch = beat.epoch + 1;
@@ -375,7 +388,7 @@ pub async fn revoke(
     nonce: Nonce,
     deadline: Duration,
 ) -> Result<Option<LeaseRecord>, JobError> {
-    let mut backoff = Backoff::new(terms, deadline, nonce.as_str());
+    let mut backoff = Backoff::new(terms.request_limit(), deadline, nonce.as_str());
     let claimant = Claimant {
         nonce,
         holder: Holder {
@@ -445,7 +458,14 @@ async fn base_for(
         return Ok(None);
     };
     let prefix = job.commits();
-    let listed = bounded(store, terms, "list", &prefix, list_all(store, &prefix)).await?;
+    let listed = bounded(
+        store,
+        terms.request_limit(),
+        "list",
+        &prefix,
+        list_all(store, &prefix),
+    )
+    .await?;
     let commits = listed
         .iter()
         .filter_map(|entry| job.parse_commit(&entry.key));
@@ -465,7 +485,14 @@ async fn has_beaten(
     };
     let key = job.beat(top.record.epoch);
     // By a listing, as the look did: tags are compared with tags from the same source only.
-    let listed = bounded(store, terms, "list", &key, store.list(&key, None, 1)).await?;
+    let listed = bounded(
+        store,
+        terms.request_limit(),
+        "list",
+        &key,
+        store.list(&key, None, 1),
+    )
+    .await?;
     Ok(listed.first().map(|entry| &entry.tag) != top.beat.as_ref())
 }
 
@@ -477,7 +504,7 @@ async fn next_lease(
     epoch: u64,
 ) -> Result<Option<bytes::Bytes>, JobError> {
     let key = job.lease(epoch + 1);
-    match bounded(store, terms, "get", &key, store.get(&key)).await {
+    match bounded(store, terms.request_limit(), "get", &key, store.get(&key)).await {
         Ok(object) => Ok(Some(object.bytes)),
         Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(error.into()),
@@ -514,9 +541,9 @@ async fn create_once(
     struct Author {
         nonce: Nonce,
     }
-    let mut backoff = Backoff::new(terms, deadline, nonce.as_str());
+    let mut backoff = Backoff::new(terms.request_limit(), deadline, nonce.as_str());
     loop {
-        match settle(store, terms, key, body.clone()).await? {
+        match settle(store, terms.request_limit(), key, body.clone()).await? {
             Settled::Created => return Ok(()),
             Settled::There(bytes) => {
                 let author = serde_json::from_slice::<Author>(&bytes);

@@ -1,4 +1,5 @@
-//! Requests of the lease: each bounded, a create settled by what is there. Called by the lease only.
+//! Single requests: each bounded, a create settled by what is there. Called by the lease and by
+//! publish, which decide for themselves whether to try again.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -6,15 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Terms;
-use crate::job::JobError;
+use super::JobError;
 use crate::storage::{Created, Storage, StorageError};
 
-/// The wait after the first failure; it doubles from there on, up to the limit of a request.
+/// The wait after the first failure; it doubles from there on.
 const WAIT_FIRST: Duration = Duration::from_millis(200);
 
 /// What one try to create something came to.
-pub(super) enum Settled {
+pub(crate) enum Settled {
     Created,
     /// This is there now, perhaps from an earlier try of ours.
     There(Bytes),
@@ -22,15 +22,14 @@ pub(super) enum Settled {
     Unknown(StorageError),
 }
 
-/// One request, cut short at `ttl/6`.
-pub(super) async fn bounded<T, E: From<StorageError>>(
+/// One request, cut short at a limit.
+pub(crate) async fn bounded<T, E: From<StorageError>>(
     store: &dyn Storage,
-    terms: &Terms,
+    limit: Duration,
     operation: &'static str,
     key: &str,
     request: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    let limit = terms.request_limit();
     timeout(limit, request).await.unwrap_or_else(|_| {
         let detail = format!("no answer within {:.1} s", limit.as_secs_f64());
         Err(transient(store, operation, key, detail).into())
@@ -41,19 +40,19 @@ pub(super) async fn bounded<T, E: From<StorageError>>(
 ///
 /// # Errors
 /// What trying again cannot help.
-pub(super) async fn settle(
+pub(crate) async fn settle(
     store: &dyn Storage,
-    terms: &Terms,
+    limit: Duration,
     key: &str,
     body: Bytes,
 ) -> Result<Settled, JobError> {
-    let created = match bounded(store, terms, "create", key, store.create(key, body)).await {
+    let created = match bounded(store, limit, "create", key, store.create(key, body)).await {
         Ok(Created::New(_)) => return Ok(Settled::Created),
         Ok(Created::Exists) => transient(store, "create", key, "refused, yet nothing is there"),
         Err(error) if error.is_transient() => error,
         Err(error) => return Err(error.into()),
     };
-    match bounded(store, terms, "get", key, store.get(key)).await {
+    match bounded(store, limit, "get", key, store.get(key)).await {
         Ok(object) => Ok(Settled::There(object.bytes)),
         Err(error) if error.is_missing() => Ok(Settled::Unknown(created)),
         Err(error) if error.is_transient() => Ok(Settled::Unknown(error)),
@@ -61,7 +60,7 @@ pub(super) async fn settle(
     }
 }
 
-pub(super) fn transient(
+pub(crate) fn transient(
     store: &dyn Storage,
     operation: &'static str,
     key: &str,
@@ -76,7 +75,7 @@ pub(super) fn transient(
 }
 
 /// Waits between tries, until a deadline.
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     give_up: Instant,
     longest: Duration,
     wait: Duration,
@@ -85,23 +84,23 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// `seed` tells one of several racers from the others.
-    pub(super) fn new(terms: &Terms, deadline: Duration, seed: &str) -> Self {
+    pub(crate) fn new(longest: Duration, deadline: Duration, seed: &str) -> Self {
         let mut jitter = DefaultHasher::new();
         seed.hash(&mut jitter);
         Self {
             give_up: Instant::now() + deadline,
-            longest: terms.request_limit(),
+            longest,
             wait: WAIT_FIRST,
             jitter,
         }
     }
 
-    pub(super) fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.give_up.saturating_duration_since(Instant::now())
     }
 
     /// Waits, or gives the error back if the deadline comes first.
-    pub(super) async fn wait(&mut self, error: StorageError) -> Result<(), JobError> {
+    pub(crate) async fn wait(&mut self, error: StorageError) -> Result<(), JobError> {
         self.wait.hash(&mut self.jitter);
         // Half of the wait is certain, half is drawn.
         let drawn = (self.jitter.finish() % 1024) as f64 / 2048.0;
