@@ -103,6 +103,9 @@ impl From<StorageError> for CheckpointError {
 pub struct Transfer {
     /// Parts in flight at once; each may be in memory as a whole.
     pub parallel: usize,
+    /// The least size of a part; files of more than 9,000 such parts get larger ones. Stores want
+    /// 5 MiB at least.
+    pub part_bytes_min: u64,
     /// How long one part, or one small request, is tried again before it is an error.
     pub deadline: Duration,
 }
@@ -111,6 +114,7 @@ impl Default for Transfer {
     fn default() -> Self {
         Self {
             parallel: 4,
+            part_bytes_min: 16 << 20,
             deadline: Duration::from_secs(15 * 60),
         }
     }

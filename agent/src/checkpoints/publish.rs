@@ -18,7 +18,7 @@ use crate::job::{
 use crate::storage::retry::Retry;
 use crate::storage::{Body, Part, Storage, StorageError, UploadId};
 
-/// A file up to this size is one put; a larger one is sent in parts.
+/// A file of one part and up to this size is one put; any other is sent in parts.
 const SMALL_BYTES_MAX: u64 = 5 << 20;
 /// How often a file begins anew because the store forgot its upload.
 const RESTARTS_MAX: u32 = 3;
@@ -201,7 +201,8 @@ impl Upload {
             let key = self.job.key(&self.commit.files[index].key);
             let sending = &mut self.sending[index];
             sending.parts.resize(file.part_crc64nvme.len(), None);
-            if file.bytes > SMALL_BYTES_MAX && sending.upload.is_none() && !sending.verified {
+            let small = file.bytes <= SMALL_BYTES_MAX.min(file.part_bytes);
+            if !small && sending.upload.is_none() && !sending.verified {
                 sending.upload = Some(store.begin_upload(&key).await?);
             }
         }

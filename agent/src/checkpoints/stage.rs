@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use protocol::{Manifest, RunDir};
 use sha2::{Digest, Sha256};
 
-use super::{CheckpointError, blocking, local, plain_name};
+use super::{CheckpointError, Transfer, blocking, local, plain_name};
 use crate::storage::crc64::{Crc64, combine};
 
 /// Below the run directory. No trainer looks there.
 const STAGE: &str = ".publish";
-/// The least size of a part, and what larger ones are a multiple of.
-const PART_BYTES_MIN: u64 = 16 << 20;
+/// What larger parts than the least are a multiple of.
 const PART_BYTES_UNIT: u64 = 1 << 20;
 /// Below S3's limit of 10,000, so that rounding never reaches it.
 const PARTS_MAX: u64 = 9_000;
@@ -68,15 +67,21 @@ impl Staged {
 ///
 /// # Errors
 /// `Gone` if the trainer has pruned it, `Damaged` if it is not what its manifest says.
-pub async fn stage(run_dir: &RunDir, step: u64) -> Result<Staged, CheckpointError> {
+pub async fn stage(
+    run_dir: &RunDir,
+    step: u64,
+    transfer: &Transfer,
+) -> Result<Staged, CheckpointError> {
     /// Tells one stage of this process from the next; what others left is cleared at the start.
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let source = run_dir.checkpoint(step);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("{}-{count}", RunDir::checkpoint_name(step));
     let folder = run_dir.root().join(STAGE).join(name);
+    let least = transfer.part_bytes_min;
     blocking(move || {
-        let staged = hold(&source, &folder).and_then(|manifest| check(&source, &folder, manifest));
+        let held = hold(&source, &folder);
+        let staged = held.and_then(|manifest| check(&source, &folder, manifest, least));
         if staged.is_err() {
             remove(&folder)?;
         }
@@ -130,11 +135,16 @@ fn hold(source: &Path, folder: &Path) -> Result<Manifest, CheckpointError> {
 }
 
 /// Reads what was held once, and compares it with the manifest.
-fn check(source: &Path, folder: &Path, manifest: Manifest) -> Result<Staged, CheckpointError> {
+fn check(
+    source: &Path,
+    folder: &Path,
+    manifest: Manifest,
+    least: u64,
+) -> Result<Staged, CheckpointError> {
     let mut files = Vec::with_capacity(manifest.files.len() + 1);
     for (name, entry) in &manifest.files {
         let path = folder.join(name);
-        let file = read_once(&path, name).map_err(|e| local(&path, e))?;
+        let file = read_once(&path, name, least).map_err(|e| local(&path, e))?;
         if (file.bytes, &file.sha256) != (entry.bytes, &entry.sha256) {
             let detail = format!(
                 "expected {} bytes of sha256 {}, got {} of {}",
@@ -145,7 +155,7 @@ fn check(source: &Path, folder: &Path, manifest: Manifest) -> Result<Staged, Che
         files.push(file);
     }
     let path = folder.join(RunDir::MANIFEST);
-    files.push(read_once(&path, RunDir::MANIFEST).map_err(|e| local(&path, e))?);
+    files.push(read_once(&path, RunDir::MANIFEST, least).map_err(|e| local(&path, e))?);
     Ok(Staged {
         folder: folder.to_owned(),
         manifest,
@@ -154,9 +164,9 @@ fn check(source: &Path, folder: &Path, manifest: Manifest) -> Result<Staged, Che
 }
 
 /// All checksums of a file in one read.
-fn read_once(path: &Path, name: &str) -> io::Result<StagedFile> {
+fn read_once(path: &Path, name: &str, least: u64) -> io::Result<StagedFile> {
     let mut file = File::open(path)?;
-    let part_bytes = part_bytes(file.metadata()?.len());
+    let part_bytes = part_bytes(file.metadata()?.len(), least);
     let mut buffer = vec![0; BUFFER_BYTES];
     let (mut sha256, mut bytes, mut whole) = (Sha256::new(), 0, 0);
     let mut parts = Vec::new();
@@ -197,9 +207,13 @@ fn read_once(path: &Path, name: &str) -> io::Result<StagedFile> {
 }
 
 /// The size of every part but the last, of a file of this size.
-pub(super) fn part_bytes(file_bytes: u64) -> u64 {
+pub(super) fn part_bytes(file_bytes: u64, least: u64) -> u64 {
     let needed = file_bytes.div_ceil(PARTS_MAX);
-    PART_BYTES_MIN.max(needed.next_multiple_of(PART_BYTES_UNIT))
+    if needed <= least {
+        least
+    } else {
+        needed.next_multiple_of(PART_BYTES_UNIT)
+    }
 }
 
 /// SHA-256 of a file and its size, read in pieces.

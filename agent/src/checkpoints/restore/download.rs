@@ -18,14 +18,13 @@ use protocol::{Manifest, RunDir};
 
 use super::local::sync_folder;
 use crate::checkpoints::stage::sha256_of;
-use crate::checkpoints::{CheckpointError, blocking, local, plain_name};
+use crate::checkpoints::{CheckpointError, Transfer, blocking, local, plain_name};
 use crate::job::{CommitFile, CommitRecord, Job};
 use crate::storage::retry::Retry;
 use crate::storage::{Storage, StorageError};
 
 /// Below the run directory, on the same file system as the checkpoints.
 const FOLDER: &str = ".restore";
-const PART_BYTES: u64 = 16 << 20;
 /// What a disk should have left beyond the checkpoint: its records, events and logs.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -34,7 +33,7 @@ pub(super) struct Download<'a> {
     job: &'a Job,
     commit: &'a CommitRecord,
     run_dir: &'a RunDir,
-    parallel: usize,
+    transfer: &'a Transfer,
     folder: PathBuf,
 }
 
@@ -47,14 +46,14 @@ impl<'a> Download<'a> {
         job: &'a Job,
         commit: &'a CommitRecord,
         run_dir: &'a RunDir,
-        parallel: usize,
+        transfer: &'a Transfer,
     ) -> Self {
         Self {
             store,
             job,
             commit,
             run_dir,
-            parallel: parallel.max(1),
+            transfer,
             folder: folder_of(run_dir, commit.step).join(commit.nonce.as_str()),
         }
     }
@@ -166,13 +165,13 @@ impl<'a> Download<'a> {
     /// Fetches the ranges that are missing. Whether some were here already; what is wrong.
     async fn fetch_ranges(&self, file: &CommitFile) -> Result<(bool, Judged<()>), CheckpointError> {
         let (path, list) = (self.path(file), list_of(&self.folder, file.name()));
-        let bytes = file.bytes;
+        let (bytes, part_bytes) = (file.bytes, self.transfer.part_bytes_min);
         let (there, sink) = blocking(move || open(&path, &list, bytes)).await?;
         let sink = Arc::new(sink);
-        let ranges = (0..bytes.div_ceil(PART_BYTES))
+        let ranges = (0..bytes.div_ceil(part_bytes))
             .filter(|index| !there.contains(index))
             .map(|index| {
-                let range = index * PART_BYTES..bytes.min((index + 1) * PART_BYTES);
+                let range = index * part_bytes..bytes.min((index + 1) * part_bytes);
                 let (key, sink) = (self.job.key(&file.key), Arc::clone(&sink));
                 let store = Arc::clone(self.store);
                 async move {
@@ -187,7 +186,7 @@ impl<'a> Download<'a> {
                     Ok::<_, CheckpointError>(Ok(()))
                 }
             });
-        let mut fetched = stream::iter(ranges).buffer_unordered(self.parallel);
+        let mut fetched = stream::iter(ranges).buffer_unordered(self.transfer.parallel.max(1));
         while let Some(answer) = fetched.next().await {
             match answer {
                 Ok(Ok(())) => {}

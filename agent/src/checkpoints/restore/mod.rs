@@ -82,7 +82,7 @@ pub async fn restore(
         let source = match take_local(&note, &candidates, Some(commit), &mut aside).await? {
             Some(step) => Source::Local { step },
             None => {
-                let download = Download::new(&retrying, job, commit, run_dir, transfer.parallel);
+                let download = Download::new(&retrying, job, commit, run_dir, transfer);
                 if let Some(detail) = download.examine().await? {
                     findings.push(Finding::Bad { commit: id, detail });
                     continue;
