@@ -6,7 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod redact;
 pub mod storage;
 pub mod job;
 pub mod lease;
 pub mod checkpoints;
+pub mod cgroup;
+pub mod child;
+pub mod follow;
