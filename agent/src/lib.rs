@@ -14,3 +14,4 @@ pub mod checkpoints;
 pub mod cgroup;
 pub mod child;
 pub mod follow;
+pub mod logs;

@@ -3,6 +3,7 @@
 //! One plain thread for each pipe: they go on reading while the async runtime is busy, so that the
 //! trainer never waits for an upload.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::{ChildStderr, ChildStdout};
@@ -20,6 +21,16 @@ pub enum Source {
     Stdout,
     Stderr,
     Agent,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Agent => "agent",
+        })
+    }
 }
 
 /// Takes what a trainer prints. Must return soon, whatever becomes of the bytes: meanwhile the
@@ -61,24 +72,19 @@ fn start_one(
     let (sink, open) = (Arc::clone(sink), Arc::clone(open));
     // A smaller pipe is as correct.
     let _refused = fcntl_setpipe_size(pipe.as_fd(), PIPE_BYTES);
-    let name = match source {
-        Source::Stdout => "stdout",
-        Source::Stderr | Source::Agent => "stderr",
-    };
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let mut chunk = vec![0; CHUNK_BYTES];
-            loop {
-                match pipe.read(&mut chunk) {
-                    Ok(0) => break,
-                    Ok(count) => sink.write(source, &chunk[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => break,
-                }
+    let name = source.to_string();
+    thread::Builder::new().name(name).spawn(move || {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match pipe.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(count) => sink.write(source, &chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
             }
-            sink.end(source);
-            open.send_modify(|open| *open -= 1);
-        })?;
+        }
+        sink.end(source);
+        open.send_modify(|open| *open -= 1);
+    })?;
     Ok(())
 }

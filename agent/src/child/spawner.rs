@@ -196,12 +196,7 @@ fn status_of(status: &WaitIdStatus) -> Status {
 }
 
 fn reap(leader: Pid) {
-    loop {
-        match waitpid(Some(leader), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            Ok(_) | Err(_) => break,
-        }
-    }
+    while let Err(rustix::io::Errno::INTR) = waitpid(Some(leader), WaitOptions::empty()) {}
     let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
     ours.remove(&leader.as_raw_nonzero().get().unsigned_abs());
 }

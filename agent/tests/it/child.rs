@@ -239,7 +239,7 @@ async fn a_stuck_kill_names_who_is_left() {
     let error = child.kill_group(Duration::ZERO).await;
     // Either it was gone at the first look, or it is named.
     if let Err(survivors) = error {
-        assert_eq!(survivors.pids, [child.pid()]);
+        assert!(survivors.pids.contains(&child.pid()), "{survivors}");
     }
     child.kill_group(PATIENCE).await.unwrap();
     assert!(start.elapsed() < PATIENCE);

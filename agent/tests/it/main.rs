@@ -1,4 +1,6 @@
 //! The agent against real processes: one binary for all of them.
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod child;
+mod logs;
 mod support;
