@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod error;
 pub mod clock;
 pub mod redact;
 pub mod storage;
@@ -15,3 +16,6 @@ pub mod cgroup;
 pub mod child;
 pub mod follow;
 pub mod logs;
+pub mod progress;
+pub mod state;
+pub mod supervisor;

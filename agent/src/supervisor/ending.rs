@@ -1,0 +1,394 @@
+//! The end, claimed once: the first reason wins, later ones only make it quicker, and only the loss
+//! of the lease overrules it.
+//!
+//! Order: the trainer saves and goes, its last checkpoint is verified in the store, its output, the
+//! end of the job, the last status, the lease; then the agent exits. The grace, where there is one,
+//! is divided by what saving and uploading were seen to take.
+
+use std::time::Duration;
+
+use super::{checkpoints, say, trainer};
+use crate::clock::Moment;
+use crate::state::{
+    Action, Call, Ending, Fault, Lease, Level, Reason, Signal, Stage, State, Stop, StopReason,
+    Trainer,
+};
+
+/// What output, status and release may take of a grace: this, or a fifth of it.
+const TAIL_MAX: Duration = Duration::from_secs(2);
+/// How long a killed trainer, a cancelled restore or an unanswered claim is waited for.
+const STOPPING_MAX: Duration = Duration::from_secs(10);
+const LOGS_MAX: Duration = Duration::from_secs(30);
+const STATUS_MAX: Duration = Duration::from_secs(5);
+const RELEASE_MAX: Duration = Duration::from_secs(10);
+/// What an unknown share of a grace is taken to be.
+const SAVE_SHARE: f64 = 0.5;
+const UPLOAD_SHARE: f64 = 0.25;
+/// Measured times are taken with this much on top.
+const MARGIN: f64 = 1.25;
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Begins the end, or notes one more reason for it.
+pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec<Action>) {
+    if let Some(ending) = &mut state.ending {
+        if reason.is_loss() && !ending.reason.is_loss() {
+            say(todo, Level::Error, reason.text());
+            ending.reason = reason;
+            enter(ending, Stage::Stopping, now);
+            trainer::kill(state, StopReason::Ending, now, todo);
+        }
+        return;
+    }
+    let level = match reason {
+        Reason::Completed | Reason::Preempted { .. } | Reason::Stopped => Level::Info,
+        Reason::HeldElsewhere { .. } | Reason::AlreadyDone { .. } => Level::Info,
+        _ => Level::Error,
+    };
+    if reason != Reason::Completed {
+        say(todo, level, reason.text());
+    }
+    let gentle = matches!(reason, Reason::Preempted { .. } | Reason::Stopped);
+    state.ending = Some(Ending {
+        reason,
+        since: now,
+        deadline: None,
+        notices: 0,
+        now: false,
+        stage: Stage::Stopping,
+        stage_since: now,
+        call: Call::due(now),
+    });
+    match &mut state.trainer {
+        Trainer::Running { .. } if !gentle => trainer::kill(state, StopReason::Ending, now, todo),
+        Trainer::Running { stop, .. } => {
+            // One that is being stopped already was told, and may be dead.
+            let (kill_at, killed) = match stop {
+                Some(stop) => (stop.kill_at, stop.killed),
+                None => (now + state.settings.save_patience, false),
+            };
+            if stop.is_none() {
+                todo.push(Action::Signal(Signal::Terminate));
+            }
+            *stop = Some(Stop {
+                why: StopReason::Ending,
+                kill_at,
+                killed,
+            });
+        }
+        Trainer::Restoring { .. } => todo.push(Action::CancelRestore),
+        Trainer::Absent { .. } => {}
+    }
+}
+
+/// The trainer has finished: completed, unless the lease is lost, whatever else was the reason.
+pub(super) fn finished(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
+    match &mut state.ending {
+        Some(ending) if matches!(ending.reason, Reason::Preempted { .. } | Reason::Stopped) => {
+            ending.reason = Reason::Completed;
+        }
+        Some(_) => {}
+        None => end(state, Reason::Completed, now, todo),
+    }
+}
+
+/// Somebody wants the machine back after `grace`; a second time: now.
+pub(super) fn notice(
+    state: &mut State,
+    source: String,
+    grace: Duration,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    let first = state
+        .ending
+        .as_ref()
+        .is_none_or(|ending| ending.notices == 0);
+    if state.ending.is_none() {
+        state.counts.preemptions += 1;
+        end(state, Reason::Preempted { source }, now, todo);
+    }
+    let Some(ending) = &mut state.ending else {
+        return;
+    };
+    ending.notices += 1;
+    let deadline = ending
+        .deadline
+        .map_or(now + grace, |old| old.min(now + grace));
+    ending.deadline = Some(deadline);
+    if !first {
+        say(todo, Level::Warning, "asked twice: ending now");
+        return hurry(state, now, todo);
+    }
+    let latest = kill_moment(state, now, deadline);
+    if let Trainer::Running {
+        stop: Some(stop), ..
+    } = &mut state.trainer
+    {
+        stop.kill_at = stop.kill_at.min(latest);
+    }
+}
+
+/// When a trainer that is saving is given up, so that what it has saved still gets to the store; but
+/// the save goes first where there is not time for both.
+fn kill_moment(state: &State, now: Moment, deadline: Moment) -> Moment {
+    let left = deadline.since(now);
+    let usable = left.saturating_sub(tail(left));
+    let share = |part: f64| usable.mul_f64(part);
+    let measured = |time: Duration| time.mul_f64(MARGIN);
+    let save = state.progress.save_time.map_or(share(SAVE_SHARE), measured);
+    let upload = state
+        .checkpoints
+        .upload_time
+        .map_or(share(UPLOAD_SHARE), measured);
+    let for_saving = usable.saturating_sub(upload).max(save).min(usable);
+    now + for_saving
+}
+
+fn tail(grace: Duration) -> Duration {
+    TAIL_MAX.min(grace / 5)
+}
+
+/// Stops waiting for anything.
+pub(super) fn hurry(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
+    if let Some(ending) = &mut state.ending {
+        ending.now = true;
+    }
+    trainer::kill(state, StopReason::Ending, now, todo);
+    checkpoints::cancel(state, todo);
+}
+
+/// Until when an upload may go on; `None` = no limit but patience.
+pub(super) fn publish_until(state: &State) -> Option<Moment> {
+    let ending = state.ending.as_ref()?;
+    let deadline = ending.deadline?;
+    Some(deadline - tail(deadline.since(ending.since)))
+}
+
+/// Whether the end still has something to write that needs the lease.
+pub(super) fn wants_lease(state: &State) -> bool {
+    state.ending.as_ref().is_some_and(|ending| {
+        !ending.now
+            && !ending.reason.is_loss()
+            && ending.stage < Stage::Releasing
+            && (ending.reason.ends_job() || checkpoints::is_behind(state))
+    })
+}
+
+pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
+    // Each round goes at most one stage on; there are seven.
+    for _ in 0..=Stage::Over as u8 {
+        let Some(ending) = &state.ending else {
+            return;
+        };
+        let before = ending.stage;
+        if ending.deadline.is_some_and(|deadline| now >= deadline) {
+            give_up(state, now, todo);
+        }
+        advance_stage(state, now, todo);
+        if state
+            .ending
+            .as_ref()
+            .is_none_or(|ending| ending.stage == before)
+        {
+            return;
+        }
+    }
+}
+
+/// The grace is over: whatever is not done stays undone.
+fn give_up(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
+    trainer::kill(state, StopReason::Ending, now, todo);
+    checkpoints::cancel(state, todo);
+    settle(state, todo);
+    if let Some(ending) = &mut state.ending {
+        enter(ending, Stage::Over, now);
+    }
+}
+
+/// Completed is only what is verified in the store: anything else can be gone on with.
+fn settle(state: &mut State, todo: &mut Vec<Action>) {
+    let behind = checkpoints::is_behind(state);
+    let Some(ending) = &mut state.ending else {
+        return;
+    };
+    if ending.reason != Reason::Completed || (!behind && ending.stage > Stage::Final) {
+        return;
+    }
+    let what = match state.checkpoints.local.filter(|_| behind) {
+        Some(step) => format!("the checkpoint of step {step} is only on this machine"),
+        None => "the end of the job could not be written".to_owned(),
+    };
+    say(todo, Level::Error, what.as_str());
+    ending.reason = if ending.notices > 0 {
+        Reason::Preempted {
+            source: format!("a signal before the upload was verified; {what}"),
+        }
+    } else {
+        Reason::StoreUnavailable(what)
+    };
+}
+
+fn advance_stage(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
+    let patience = state.settings.store_patience;
+    let held = matches!(state.lease, Lease::Held(_));
+    let busy = is_busy(state);
+    let behind = checkpoints::is_behind(state);
+    let time_is_up = publish_until(state).is_some_and(|until| now >= until);
+    let wants_lease = wants_lease(state);
+    let uploading = state.checkpoints.upload.is_some();
+    let Some(ending) = &mut state.ending else {
+        return;
+    };
+    let waited = now.since(ending.stage_since);
+    let next = match ending.stage {
+        Stage::Stopping if busy && waited < stopping_max(&state.trainer, ending, now) => None,
+        // Not even SIGKILL ends it, or the store does not answer: nothing more may be promised.
+        Stage::Stopping if ending.reason.is_loss() || busy => Some(Stage::Over),
+        Stage::Stopping if ending.now || matches!(ending.reason, Reason::Broken(_)) => {
+            Some(Stage::Releasing)
+        }
+        Stage::Stopping => {
+            state.checkpoints.retry_at = None;
+            Some(Stage::Publishing)
+        }
+        Stage::Publishing if !behind && !uploading && held => Some(Stage::Logs),
+        Stage::Publishing if !held && !wants_lease => Some(Stage::Logs),
+        Stage::Publishing if ending.now || time_is_up || waited >= patience => {
+            checkpoints::cancel(state, todo);
+            settle(state, todo);
+            (!uploading).then_some(Stage::Logs)
+        }
+        Stage::Publishing => None,
+        Stage::Logs if !held && !wants_lease => Some(Stage::Final),
+        Stage::Logs => {
+            let action = Action::WriteLogs { last: true };
+            if held && !state.logs.in_flight && ending.call.take(now) {
+                state.logs.in_flight = true;
+                todo.push(action);
+            }
+            (waited >= LOGS_MAX || ending.now).then_some(Stage::Final)
+        }
+        Stage::Final if !ending.reason.ends_job() => Some(Stage::Status),
+        Stage::Final if ending.now || waited >= patience => {
+            settle(state, todo);
+            Some(Stage::Status)
+        }
+        Stage::Final => {
+            if held && ending.call.take(now) {
+                todo.push(Action::WriteFinal(ending.reason.clone()));
+            }
+            None
+        }
+        Stage::Status if !held || ending.now => Some(Stage::Releasing),
+        Stage::Status => {
+            if !state.status.in_flight && ending.call.take(now) {
+                state.status.in_flight = true;
+                todo.push(Action::WriteStatus);
+            }
+            (waited >= STATUS_MAX).then_some(Stage::Releasing)
+        }
+        Stage::Releasing if !held || waited >= RELEASE_MAX => Some(Stage::Over),
+        Stage::Releasing => {
+            if ending.call.take(now) {
+                todo.push(Action::CommitUntil(None));
+                todo.push(Action::Release);
+            }
+            None
+        }
+        Stage::Over => {
+            let status = ending.reason.exit_status();
+            if ending.reason == Reason::Completed {
+                say(todo, Level::Info, ending.reason.text());
+            }
+            state.exited = Some(status);
+            todo.push(Action::Exit(status));
+            None
+        }
+    };
+    if let (Some(next), Some(ending)) = (next, &mut state.ending) {
+        enter(ending, next, now);
+    }
+}
+
+/// What must be over before anything else of the end: the trainer, a restore, a claim in the air.
+fn is_busy(state: &State) -> bool {
+    let claiming = matches!(&state.lease, Lease::Seeking(s) if s.claiming && s.lapsed.is_none());
+    let restoring = matches!(
+        state.trainer,
+        Trainer::Restoring { call, .. } if call.is_in_flight()
+    );
+    state.has_trainer() || restoring || claiming
+}
+
+/// How long the first stage may last: a trainer that saves has its time, and some to be reaped.
+fn stopping_max(trainer: &Trainer, ending: &Ending, now: Moment) -> Duration {
+    match trainer {
+        Trainer::Running {
+            stop: Some(stop), ..
+        } => {
+            stop.kill_at
+                .max(ending.stage_since)
+                .since(ending.stage_since)
+                + STOPPING_MAX
+        }
+        Trainer::Running { stop: None, .. } => now.since(ending.stage_since) + STOPPING_MAX,
+        Trainer::Absent { .. } | Trainer::Restoring { .. } => STOPPING_MAX,
+    }
+}
+
+fn enter(ending: &mut Ending, stage: Stage, now: Moment) {
+    ending.stage = stage;
+    ending.stage_since = now;
+    ending.call = Call::due(now);
+}
+
+/// The answer to what a stage asked for: on to the next, or again.
+pub(super) fn stage_answered(
+    state: &mut State,
+    stage: Stage,
+    result: Result<(), Fault>,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    let Some(ending) = &mut state.ending else {
+        return;
+    };
+    if ending.stage != stage || !ending.call.is_in_flight() {
+        return;
+    }
+    let Err(fault) = result else {
+        let next = match stage {
+            Stage::Stopping | Stage::Publishing => return,
+            Stage::Logs => Stage::Final,
+            Stage::Final => Stage::Status,
+            Stage::Status => Stage::Releasing,
+            Stage::Releasing | Stage::Over => Stage::Over,
+        };
+        return enter(ending, next, now);
+    };
+    ending.call.failed(now, RETRY_FIRST, RETRY_MAX);
+    say(
+        todo,
+        Level::Warning,
+        format!("{}; trying again", fault.text),
+    );
+}
+
+pub(super) fn final_written(
+    state: &mut State,
+    result: Result<(), Fault>,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    stage_answered(state, Stage::Final, result, now, todo);
+}
+
+pub(super) fn released(
+    state: &mut State,
+    result: Result<(), Fault>,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    stage_answered(state, Stage::Releasing, result, now, todo);
+}
