@@ -19,3 +19,5 @@ pub mod logs;
 pub mod progress;
 pub mod state;
 pub mod supervisor;
+#[cfg(test)]
+mod sim;

@@ -237,6 +237,8 @@ pub struct Ending {
     pub notices: u32,
     /// Nothing is waited for any more.
     pub now: bool,
+    /// The end of the job is written down in the store.
+    pub recorded: bool,
     pub stage: Stage,
     pub stage_since: Moment,
     /// What the present stage asked for.

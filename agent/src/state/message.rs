@@ -54,7 +54,7 @@ pub enum Event {
     StatusWritten(Result<(), Fault>),
     /// Answers [`Action::WriteLogs`].
     LogsWritten(Result<(), Fault>),
-    /// Answers [`Action::WriteFinal`].
+    /// Answers [`Action::WriteFinal`]: written, and no later lease had made it void by then.
     FinalWritten(Result<(), Fault>),
     /// Answers [`Action::Release`].
     Released(Result<(), Fault>),
@@ -164,7 +164,8 @@ pub enum Sight {
         patience: Duration,
         /// Who, for people.
         holder: String,
-        /// A former process of this agent on this machine that is known to be dead.
+        /// Nobody: a former process of this agent on this machine that is known to be dead, or a
+        /// claim of this process whose answer came too late or not at all.
         dead: bool,
     },
     /// The orchestrator took the job away.

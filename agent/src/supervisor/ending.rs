@@ -55,6 +55,7 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
         deadline: None,
         notices: 0,
         now: false,
+        recorded: false,
         stage: Stage::Stopping,
         stage_since: now,
         call: Call::due(now),
@@ -212,7 +213,7 @@ fn settle(state: &mut State, todo: &mut Vec<Action>) {
     let Some(ending) = &mut state.ending else {
         return;
     };
-    if ending.reason != Reason::Completed || (!behind && ending.stage > Stage::Final) {
+    if ending.reason != Reason::Completed || ending.recorded {
         return;
     }
     let what = match state.checkpoints.local.filter(|_| behind) {
@@ -220,7 +221,9 @@ fn settle(state: &mut State, todo: &mut Vec<Action>) {
         None => "the end of the job could not be written".to_owned(),
     };
     say(todo, Level::Error, what.as_str());
-    ending.reason = if ending.notices > 0 {
+    ending.reason = if ending.now && ending.notices == 0 {
+        Reason::Stopped
+    } else if ending.notices > 0 {
         Reason::Preempted {
             source: format!("a signal before the upload was verified; {what}"),
         }
@@ -246,6 +249,7 @@ fn advance_stage(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
         // Not even SIGKILL ends it, or the store does not answer: nothing more may be promised.
         Stage::Stopping if ending.reason.is_loss() || busy => Some(Stage::Over),
         Stage::Stopping if ending.now || matches!(ending.reason, Reason::Broken(_)) => {
+            settle(state, todo);
             Some(Stage::Releasing)
         }
         Stage::Stopping => {
@@ -295,6 +299,10 @@ fn advance_stage(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
                 todo.push(Action::Release);
             }
             None
+        }
+        Stage::Over if ending.reason == Reason::Completed && !ending.recorded => {
+            settle(state, todo);
+            return advance_stage(state, now, todo);
         }
         Stage::Over => {
             let status = ending.reason.exit_status();
@@ -381,6 +389,9 @@ pub(super) fn final_written(
     now: Moment,
     todo: &mut Vec<Action>,
 ) {
+    if let (Ok(()), Some(ending)) = (&result, &mut state.ending) {
+        ending.recorded = true;
+    }
     stage_answered(state, Stage::Final, result, now, todo);
 }
 

@@ -1,10 +1,10 @@
 //! The lease as the supervisor sees it: seek, hold, notice the loss. All times are moments of our
 //! own boot clock.
 //!
-//! Two rules make "valid" mean something whatever a request's delay: a holder counts a beat only if
-//! its answer came while the lease was still valid, and a watcher takes over only after a look that
-//! it *asked for* when the patience was over already. A lease that lapsed is never revived: its
-//! former holder claims the next epoch like everybody else.
+//! Three rules make "valid" mean something whatever a request's delay: a holder counts a beat only if
+//! its answer came while the lease was still valid; a watcher takes over only after a look that it
+//! *asked for* when the patience was over already; and a lease that lapsed, or whose creation we did
+//! not hear of in time, is never revived: we claim the next epoch like everybody else.
 
 use std::time::Duration;
 
@@ -109,6 +109,10 @@ pub(super) fn looked(
     | Sight::Held { epoch, .. }
     | Sight::Revoked { epoch }
     | Sight::Done { epoch, .. }) = sight;
+    if matches!(sight, Sight::Held { dead: true, .. }) && seeking.lapsed.is_some() {
+        // A claim of ours that we did not hear of.
+        seeking.lapsed = Some(epoch);
+    }
     if seeking.lapsed.is_some_and(|own| own != epoch) {
         // Somebody has claimed since. Whatever became of it, our training is void.
         let holder = match &sight {
