@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod child;
 pub mod follow;
 pub mod logs;
+pub mod reaper;
 pub mod progress;
 pub mod state;
 pub mod supervisor;

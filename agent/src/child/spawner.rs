@@ -89,9 +89,7 @@ pub(super) fn spawn(command: &Command, sink: Arc<dyn Sink>) -> io::Result<Child>
     let stdout = process.stdout.take().expect("piped above");
     let stderr = process.stderr.take().expect("piped above");
     let (tell, exit) = watch::channel(None);
-    // Started before the readers: if one of those cannot be, dropping `unreaped` ends the trainer
-    // and this thread reaps it.
-    thread::Builder::new()
+    let waiting = thread::Builder::new()
         .name("wait".to_owned())
         .spawn(move || {
             let status = wait_without_reaping(leader);
@@ -105,7 +103,13 @@ pub(super) fn spawn(command: &Command, sink: Arc<dyn Sink>) -> io::Result<Child>
             tell.send_replace(Some(Exit { status, oom }));
             let _the_sender_was_dropped = released.recv();
             reap(leader);
-        })?;
+        });
+    if let Err(error) = waiting {
+        drop(unreaped);
+        reap(leader);
+        return Err(error);
+    }
+    // If the readers cannot be started, dropping `unreaped` ends the trainer.
     let open_pipes = capture::start(stdout, stderr, sink)?;
     Ok(Child {
         leader,

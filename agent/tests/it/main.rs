@@ -3,4 +3,6 @@
 
 mod child;
 mod logs;
+mod oom;
+mod reaper;
 mod support;
