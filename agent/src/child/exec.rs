@@ -1,5 +1,5 @@
-//! The last step before the trainer, in the new process: `agent exec-trainer <parent> -- <program>
-//! <args>`. `main` hands over to this before it looks at anything else.
+//! The last step before the trainer, in the new process: `agent exec-trainer <parent> <oom_score_adj>
+//! -- <program> <args>`. `main` hands over to this before it looks at anything else.
 //!
 //! Asking the kernel for a signal at the parent's death has to happen in the child, between fork
 //! and exec. Doing it in a program of our own needs no code inside a forked copy of a
@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::oom;
 use protocol::ExitCode;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 
@@ -19,7 +20,7 @@ pub const COMMAND: &str = "exec-trainer";
 /// Why the trainer did not take this process over.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    #[error("{COMMAND}: expected <parent pid> -- <program> [args]")]
+    #[error("{COMMAND}: expected <parent pid> <oom_score_adj> -- <program> [args]")]
     Usage,
     #[error("the agent ended before its trainer started")]
     Orphaned,
@@ -55,12 +56,12 @@ const CANNOT_START: u8 = 126;
 /// Becomes the trainer. `args` is what follows [`COMMAND`]; returns only if that failed.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExecError {
     let mut args = args.into_iter();
-    let parent = args
-        .next()
-        .and_then(|pid| pid.to_str()?.parse::<i32>().ok());
+    let mut number = || args.next()?.to_str()?.parse::<i32>().ok();
+    let (parent, score_adj) = (number(), number());
     let separator = args.next();
-    let (Some(parent), Some("--"), Some(program)) = (
+    let (Some(parent), Some(score_adj), Some("--"), Some(program)) = (
         parent,
+        score_adj,
         separator.as_deref().and_then(OsStr::to_str),
         args.next(),
     ) else {
@@ -76,6 +77,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExecError {
     if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(parent) {
         return ExecError::Orphaned;
     }
+    // The agent's own protection is not for its trainer. Raising the value is always allowed, and
+    // where the file cannot be written the trainer is better started than not.
+    let _as_it_was = oom::set_score_adj(score_adj);
     let source = Command::new(&program).args(args).exec();
     ExecError::Execute {
         program: program.to_string_lossy().into_owned(),

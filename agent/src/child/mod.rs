@@ -8,6 +8,7 @@ mod capture;
 mod environment;
 pub mod exec;
 pub mod group;
+mod oom;
 mod spawner;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 pub use capture::{Sink, Source};
 pub use environment::Environment;
+pub use oom::shield_from_oom;
 pub use spawner::is_ours;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use rustix::process::{
 use tokio::sync::watch;
 
 use super::capture::{self, Sink};
-use super::{Child, Command, Exit, Oom, Status, exec, group};
+use super::{Child, Command, Exit, Oom, Status, exec, group, oom};
 use crate::cgroup::Cgroup;
 use crate::clock::{BootClock, Clock};
 
@@ -63,6 +63,7 @@ pub(super) fn spawn(command: &Command, sink: Arc<dyn Sink>) -> io::Result<Child>
     std_command
         .arg(exec::COMMAND)
         .arg(std::process::id().to_string())
+        .arg(oom::of_trainers().unwrap_or_default().to_string())
         .arg("--")
         .arg(&command.program)
         .args(&command.args)

@@ -80,10 +80,11 @@ fn the_last_step_refuses_what_it_does_not_understand() {
     let run = |args: &[&str]| exec::run(args.iter().map(OsString::from));
     for args in [
         &[][..],
-        &["1"],
-        &["x", "--", "true"],
-        &["1", "true"],
-        &["1", "--"],
+        &["1", "0"],
+        &["x", "0", "--", "true"],
+        &["1", "x", "--", "true"],
+        &["1", "0", "true"],
+        &["1", "0", "--"],
     ] {
         assert_eq!(run(args).exit_code(), 64, "{args:?}");
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use agent::cgroup::{Cgroup, Version};
+use agent::child::{Status, shield_from_oom};
 
 use crate::support::{PATIENCE, script, spawn};
 
@@ -80,4 +81,40 @@ async fn an_oom_kill_is_recognised_and_names_the_limit() {
         ..script(&text)
     });
     assert_eq!(child.wait().await.to_string(), "SIGKILL");
+}
+
+/// Plays an agent that protects itself; does nothing unless
+/// [`the_agent_is_shielded_and_its_trainer_is_not`] asks for it.
+#[tokio::test]
+async fn plays_a_shielded_agent() {
+    let Ok(inherited) = std::env::var("TEST_OOM_SCORE_ADJ") else {
+        return;
+    };
+    let own = || fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(own().trim(), inherited);
+    let shielded = shield_from_oom().unwrap();
+    assert_eq!(own().trim(), if shielded { "-900" } else { &inherited });
+    let (child, heard) = spawn(&script("cat /proc/self/oom_score_adj"));
+    assert_eq!(child.wait().await.status, Status::Code(0));
+    assert!(child.drained(PATIENCE).await);
+    assert_eq!(heard.stdout().trim(), inherited);
+}
+
+#[test]
+fn the_agent_is_shielded_and_its_trainer_is_not() {
+    // A value of its own, so that the trainer is seen to get that one and not just zero.
+    let test = std::env::current_exe().unwrap();
+    let status = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "echo 123 > /proc/self/oom_score_adj && exec \"$@\"",
+            "sh",
+        ])
+        .arg(test)
+        .args(["--exact", "oom::plays_a_shielded_agent"])
+        .env("TEST_OOM_SCORE_ADJ", "123")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
