@@ -149,9 +149,13 @@ async fn dropping_it_kills_it() {
 
 #[test]
 fn it_outlives_the_thread_that_asked_for_it() {
-    let asking = std::thread::spawn(|| spawn(&script("echo ready; sleep 1000")));
-    let (child, heard) = asking.join().unwrap();
-    wait_until("ready", || heard.stdout().contains("ready"));
+    let asking = std::thread::spawn(|| {
+        let (child, heard) = spawn(&script("echo ready; exec sleep 1000"));
+        // From here on it would die with the thread that forked it.
+        wait_until("ready", || heard.stdout().contains("ready"));
+        child
+    });
+    let child = asking.join().unwrap();
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(child.try_wait(), None);
 }
@@ -162,27 +166,39 @@ async fn plays_an_agent() {
     let Ok(pid_file) = std::env::var("TEST_AGENT_PID_FILE") else {
         return;
     };
-    let (child, _) = spawn(&script("sleep 1000 & wait"));
-    std::fs::write(&pid_file, child.pid().to_string()).unwrap();
+    let mut command = script("sleep 1000 & echo $!; wait");
+    let job = std::env::var_os("TEST_AGENT_JOB").unwrap();
+    command.env.set.push(("AGENT_JOB_ID".into(), job));
+    let (child, heard) = spawn(&command);
+    let helper = pids(&heard, 1)[0];
+    std::fs::write(&pid_file, format!("{} {helper}.", child.pid())).unwrap();
     child.wait().await;
 }
 
-#[test]
-fn a_killed_agent_takes_its_trainer_with_it() {
+#[tokio::test]
+async fn a_killed_agent_takes_its_trainer_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let pid_file = dir.path().join("pid");
+    let job = format!("killed-{}", std::process::id());
     let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child::plays_an_agent"])
         .env("TEST_AGENT_PID_FILE", &pid_file)
+        .env("TEST_AGENT_JOB", &job)
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let pid = || std::fs::read_to_string(&pid_file).ok()?.parse::<u32>().ok();
-    wait_until("the trainer runs", || pid().is_some_and(is_alive));
+    let written = || std::fs::read_to_string(&pid_file).unwrap_or_default();
+    wait_until("the trainer runs", || written().ends_with('.'));
+    let text = written();
+    let (trainer, helper) = text.trim_end_matches('.').split_once(' ').unwrap();
+    let (trainer, helper) = (trainer.parse().unwrap(), helper.parse().unwrap());
+    assert!(is_alive(trainer));
     agent.kill().unwrap();
     agent.wait().unwrap();
-    let trainer = pid().unwrap();
     wait_until("the trainer is gone", || !is_alive(trainer));
+    // What the trainer had started is not told by the kernel; the next agent looks for it.
+    group::kill_left_over(&job, PATIENCE).await.unwrap();
+    assert!(!is_alive(helper));
 }
 
 #[tokio::test]
