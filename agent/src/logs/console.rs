@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::queue::{Popped, Queue};
 use crate::child::Source;
 
@@ -33,16 +35,21 @@ impl Default for Console {
     }
 }
 
-/// One line on its way, with how many bytes went before it.
-struct Shown {
-    before: u64,
-    source: Source,
-    text: String,
+/// What the thread is told.
+enum Input {
+    Line {
+        /// Bytes of lines that went before.
+        before: u64,
+        source: Source,
+        text: String,
+    },
+    /// Answered when everything before it was shown.
+    Flush { done: oneshot::Sender<()> },
 }
 
 /// Hands lines to the thread.
 pub(super) struct Screen {
-    queue: Arc<Queue<Shown>>,
+    queue: Arc<Queue<Input>>,
     /// Bytes handed over so far.
     bytes: u64,
 }
@@ -60,14 +67,20 @@ impl Screen {
     }
 
     pub(super) fn line(&mut self, source: Source, text: &str) {
-        let shown = Shown {
-            before: self.bytes,
+        let text = format!("{text}\n");
+        let bytes = text.len();
+        let before = self.bytes;
+        let line = Input::Line {
+            before,
             source,
-            text: format!("{text}\n"),
+            text,
         };
-        let bytes = shown.text.len();
         self.bytes += bytes as u64;
-        self.queue.push(bytes + LINE_OVERHEAD_BYTES, shown);
+        self.queue.push(bytes + LINE_OVERHEAD_BYTES, line);
+    }
+
+    pub(super) fn flush(&self, done: oneshot::Sender<()>) {
+        self.queue.push(0, Input::Flush { done });
     }
 }
 
@@ -77,24 +90,29 @@ impl Drop for Screen {
     }
 }
 
-fn show(queue: &Queue<Shown>, mut console: Console) {
+fn show(queue: &Queue<Input>, mut console: Console) {
     let mut expected: u64 = 0;
     loop {
-        let shown = match queue.pop(Duration::from_secs(3600)) {
-            Popped::Item(shown) => shown,
+        let (before, source, text) = match queue.pop(Duration::from_secs(3600)) {
+            Popped::Item(Input::Line {
+                before,
+                source,
+                text,
+            }) => (before, source, text),
+            Popped::Item(Input::Flush { done }) => {
+                let _nobody_waits = done.send(());
+                continue;
+            }
             Popped::Idle => continue,
             Popped::Closed => return,
         };
-        let missing = shown.before - expected;
-        expected = shown.before + shown.text.len() as u64;
+        let missing = before - expected;
+        expected = before + text.len() as u64;
         let text = match missing {
-            0 => shown.text,
-            _ => format!(
-                "[{missing} bytes not shown: the console is too slow]\n{}",
-                shown.text
-            ),
+            0 => text,
+            _ => format!("[{missing} bytes not shown: the console is too slow]\n{text}"),
         };
-        let to = match shown.source {
+        let to = match source {
             Source::Stdout => &mut console.stdout,
             Source::Stderr | Source::Agent => &mut console.stderr,
         };

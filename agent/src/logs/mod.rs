@@ -182,8 +182,8 @@ impl Logs {
         self.core().segments.waiting_bytes()
     }
 
-    /// Waits until everything handed over so far is in lines and files, and cuts the last segment.
-    /// `false` if that took longer than `limit`.
+    /// Cuts the last segment, and waits until everything handed over so far is in it and was shown.
+    /// `false` if that took longer than `limit`, as when the console takes nothing.
     pub async fn flush(&self, limit: Duration) -> bool {
         let (done, waited) = oneshot::channel();
         self.queue.push(0, Input::Flush { done });

@@ -231,7 +231,7 @@ impl Worker {
                 self.release(now);
                 self.tick(now);
                 self.with_core(|core| core.segments.cut());
-                let _nobody_waits = done.send(());
+                self.screen.flush(done);
             }
         }
     }
