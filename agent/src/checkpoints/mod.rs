@@ -10,6 +10,10 @@ pub mod publish;
 pub mod restore;
 pub mod stage;
 pub mod verify;
+#[cfg(test)]
+mod kit;
+#[cfg(test)]
+mod tests;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;

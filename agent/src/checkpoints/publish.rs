@@ -123,6 +123,13 @@ impl Upload {
         &self.commit.nonce
     }
 
+    /// How many requests it takes to send everything.
+    #[cfg(test)]
+    pub(super) fn pieces_total(&self) -> u64 {
+        let files = self.staged.files.iter();
+        files.map(|file| file.part_crc64nvme.len() as u64).sum()
+    }
+
     pub fn progress(&self) -> Progress {
         let files = self.staged.files.iter().zip(&self.sending);
         let done = files.map(|(file, sending)| {
