@@ -8,6 +8,8 @@ pub mod crc64;
 mod keys;
 pub mod memory;
 pub mod local;
+pub mod s3;
+pub mod open;
 pub mod retry;
 #[cfg(any(test, feature = "testing"))]
 pub mod faults;
@@ -122,6 +124,7 @@ pub enum Created {
 pub struct Entry {
     pub key: String,
     pub bytes: u64,
+    /// As `head` tells it; empty where listings leave it out.
     pub tag: String,
     /// How long ago it was written by the store's clock, in seconds, where the store tells it.
     pub age_s: Option<u64>,

@@ -233,8 +233,9 @@ impl Storage for Retry {
         .await
     }
 
-    /// After a lost answer the upload is gone and the object there: that is success, as keys of
-    /// uploads are used once (and a checksum that the store tells must be the one expected).
+    /// Stores differ in what they say to a second completion, so after a failure the object itself
+    /// is looked at: it is there, and the checksum is the expected one where the store tells it.
+    /// Keys of uploads are used once.
     async fn complete_upload(
         &self,
         key: &str,
@@ -245,21 +246,32 @@ impl Storage for Retry {
         let mut attempts = self.start("complete", key);
         loop {
             let completed = self.inner.complete_upload(key, upload, parts, crc64nvme);
-            match attempts.limited(completed).await {
-                Err(e) if e.is_transient() => attempts.wait(e).await?,
-                Err(e) if e.is_missing() && attempts.failed > 0 => break,
-                answer => return answer,
+            let error = match attempts.limited(completed).await {
+                Ok(()) => return Ok(()),
+                Err(e) => e,
+            };
+            let gone = error.is_missing() && attempts.failed > 0;
+            if !gone && !error.is_transient() {
+                return Err(error);
             }
-        }
-        let head = self.again("head", key, || self.inner.head(key)).await?;
-        match head.crc64nvme {
-            Some(found) if found != crc64nvme => Err(StorageError::permanent(
-                &self.name(),
-                "complete",
-                key,
-                format!("expected the checksum {crc64nvme:016x}, got {found:016x}"),
-            )),
-            _ => Ok(()),
+            if !gone {
+                attempts.wait(error).await?;
+            }
+            match attempts.limited(self.inner.head(key)).await {
+                Ok(head) if head.crc64nvme.is_none_or(|crc| crc == crc64nvme) => return Ok(()),
+                Err(e) if gone && !e.is_transient() => return Err(e),
+                Err(e) if e.is_transient() => attempts.wait(e).await?,
+                Ok(_) if gone => {
+                    let detail = "the upload is gone, and what is there is something else";
+                    return Err(StorageError::permanent(
+                        &self.name(),
+                        "complete",
+                        key,
+                        detail,
+                    ));
+                }
+                _ => {}
+            }
         }
     }
 

@@ -12,8 +12,6 @@ use super::{Body, Created, Part, Storage, StorageError, UploadId};
 
 const RACERS: usize = 32;
 const ROUNDS: usize = 3;
-/// More than one page of S3's listings.
-const MANY: usize = 1_050;
 const WRITERS: usize = 16;
 const PART_BYTES: usize = 5 << 20;
 
@@ -26,6 +24,10 @@ pub(crate) struct Promises {
     pub(crate) keeps_checksums: bool,
     /// Unfinished uploads can be listed.
     pub(crate) lists_uploads: bool,
+    /// What an object's key begins with is no object, and no error either.
+    pub(crate) flat: bool,
+    /// How many objects a long listing has: more than one page.
+    pub(crate) many: usize,
     /// After a lost answer, a create is settled by the body that is there.
     pub(crate) settles_by_body: bool,
 }
@@ -35,11 +37,11 @@ pub(crate) async fn run(store: Arc<dyn Storage>, prefix: &str, promises: Promise
     let at = |case: &str| format!("{prefix}/{case}");
     objects(&*store, &at("objects")).await;
     ranges(&*store, &at("ranges")).await;
-    absences(&*store, &at("absences")).await;
+    absences(&*store, &at("absences"), promises).await;
     creates(&*store, &at("creates"), promises).await;
     races(&store, &at("races")).await;
     listings(&*store, &at("listings")).await;
-    many(&store, &at("many")).await;
+    many(&store, &at("many"), promises.many).await;
     odd_names(&*store, &at("odd")).await;
     bad_keys(&*store).await;
     uploads(&*store, &at("uploads"), promises).await;
@@ -90,7 +92,10 @@ async fn objects(store: &dyn Storage, at: &str) {
     assert_ne!(first, second, "other bytes have another tag");
     assert_eq!(store.get(&key).await.unwrap().bytes, two);
     let listed = store.list(&key, None, 10).await.unwrap();
-    assert_eq!((listed.len(), &listed[0].tag), (1, &second));
+    let [entry] = &listed[..] else {
+        panic!("one object, listed as {listed:?}")
+    };
+    assert!(entry.tag.is_empty() || entry.tag == second, "{entry:?}");
 
     let empty = format!("{at}/empty");
     store.put(&empty, Bytes::new()).await.unwrap();
@@ -117,7 +122,7 @@ async fn ranges(store: &dyn Storage, at: &str) {
     }
 }
 
-async fn absences(store: &dyn Storage, at: &str) {
+async fn absences(store: &dyn Storage, at: &str, promises: Promises) {
     let key = format!("{at}/none");
     let missing = |e: StorageError| assert!(e.is_missing(), "{e}");
     missing(store.get(&key).await.unwrap_err());
@@ -126,6 +131,9 @@ async fn absences(store: &dyn Storage, at: &str) {
     missing(store.get_range(&key, 1..1).await.unwrap_err());
     assert_eq!(store.list(&key, None, 10).await.unwrap(), []);
     store.delete(&key).await.unwrap();
+    if !promises.flat {
+        return;
+    }
     // Neither is the folder of an object, nor what would be below one.
     store.put(&format!("{at}/x/y"), Bytes::new()).await.unwrap();
     missing(store.get(&format!("{at}/x")).await.unwrap_err());
@@ -213,8 +221,8 @@ async fn listings(store: &dyn Storage, at: &str) {
     }
 }
 
-async fn many(store: &Arc<dyn Storage>, at: &str) {
-    let keys: BTreeSet<String> = (0..MANY).map(|i| format!("{at}/{i:05}")).collect();
+async fn many(store: &Arc<dyn Storage>, at: &str, many: usize) {
+    let keys: BTreeSet<String> = (0..many).map(|i| format!("{at}/{i:05}")).collect();
     let mut left: Vec<String> = keys.iter().cloned().collect();
     while !left.is_empty() {
         let mut puts = JoinSet::new();
@@ -227,18 +235,24 @@ async fn many(store: &Arc<dyn Storage>, at: &str) {
         }
     }
     let prefix = format!("{at}/");
-    let listed = store.list(&prefix, None, usize::MAX).await.unwrap();
-    assert!(listed.iter().map(|e| &e.key).eq(&keys), "all, in order");
-    let most = store.list(&prefix, None, MANY - 10).await.unwrap();
-    assert_eq!(most, listed[..MANY - 10]);
-    let after = listed[MANY - 20].key.as_str();
-    let rest = store.list(&prefix, Some(after), usize::MAX).await.unwrap();
-    assert_eq!(rest, listed[MANY - 19..]);
+    let list = async |after: Option<&str>, max| -> Vec<String> {
+        let found = store.list(&prefix, after, max).await.unwrap();
+        found.into_iter().map(|entry| entry.key).collect()
+    };
+    let listed = list(None, usize::MAX).await;
+    assert!(
+        listed.iter().eq(&keys),
+        "{} of them, in order",
+        listed.len()
+    );
+    assert_eq!(list(None, many - 10).await, listed[..many - 10]);
+    let after = &listed[many - 20];
+    assert_eq!(list(Some(after), usize::MAX).await, listed[many - 19..]);
     clear(store, at).await;
 }
 
 async fn odd_names(store: &dyn Storage, at: &str) {
-    let long = "n".repeat(200);
+    let long = "n".repeat(60);
     let mut names = vec![
         " leading and trailing ",
         "plus+plus",
@@ -413,7 +427,8 @@ async fn aborts(store: &dyn Storage, at: &str, promises: Promises) {
     assert!(late.is_missing(), "{late}");
     let late = store.complete_upload(&key, &upload, &[part], crc).await;
     let late = late.unwrap_err();
-    assert!(late.is_missing(), "{late}");
+    // Ceph 16 takes it for one that is being completed: try again later.
+    assert!(late.is_missing() || late.is_transient(), "{late}");
     assert!(store.head(&key).await.unwrap_err().is_missing());
     if promises.lists_uploads {
         assert_eq!(store.list_uploads(at).await.unwrap(), []);

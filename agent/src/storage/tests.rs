@@ -19,6 +19,8 @@ const MEMORY: Promises = Promises {
     checks_parts: true,
     keeps_checksums: true,
     lists_uploads: true,
+    flat: true,
+    many: 1_050,
     settles_by_body: false,
 };
 const LOCAL: Promises = Promises {

@@ -1,8 +1,8 @@
 //! Uploads in parts to a folder. Called by the local store.
 //!
 //! A part whose place is known is written right there in the file that becomes the object, so that
-//! a checkpoint crosses the disk once. Its place is known once part 1 has told the parts' size; what
-//! comes before that, and the shorter last part, waits in a file of its own.
+//! a checkpoint crosses the disk once. Its place is known once part 1 has told the parts' size;
+//! what comes before that, and the shorter last part, waits in a file of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
