@@ -19,6 +19,9 @@ pub mod logs;
 pub mod reaper;
 pub mod progress;
 pub mod state;
+pub mod status;
 pub mod supervisor;
+pub mod run;
+pub mod cli;
 #[cfg(test)]
 mod sim;

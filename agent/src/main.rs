@@ -1,18 +1,31 @@
-//! The agent's command.
+//! The program `agent`: the container's entry point.
 
-use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use agent::child::exec;
+use agent::cli;
 
-#[expect(clippy::print_stderr, reason = "this is the program, not the library")]
 fn main() -> ExitCode {
-    let mut args = env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == exec::COMMAND) {
-        let error = exec::run(args);
-        eprintln!("agent: {error}");
-        return ExitCode::from(error.exit_code());
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments
+        .first()
+        .is_some_and(|first| first == exec::COMMAND)
+    {
+        let error = exec::run(arguments.drain(1..));
+        // Nobody is left to tell if standard error is closed.
+        writeln!(io::stderr(), "agent: {error}").ok();
+        return error.exit_code().into();
     }
-    eprintln!("agent: expected a command");
-    ExitCode::from(64)
+    let mut print = |text: &str| {
+        writeln!(io::stdout(), "{}", text.trim_end()).ok();
+    };
+    match cli::main(arguments, &mut print) {
+        Ok(status) => status.code().into(),
+        Err(error) => {
+            writeln!(io::stderr(), "agent: error: {error}").ok();
+            error.exit_status().code().into()
+        }
+    }
 }

@@ -1,0 +1,612 @@
+//! What the loop asks of the store, each as a task that is answered by one message, and how the
+//! answers are understood.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{Executor, Message, Permit, checkpoint_fault, fault, job_fault, new_nonce};
+use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
+use crate::clock::{BootClock, Clock, Moment};
+use crate::job::{
+    BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
+};
+use crate::lease::{self, Claimant, Look, Standing, Terms};
+use crate::logs::Logs;
+use crate::state::{
+    Beat, Claim, Command, Event, Fault, LeaseMode, Level, Published, Reason, Restored, Sight,
+    Verdict,
+};
+use crate::status::{self, Extra, LOG_LINES};
+use crate::storage::{Storage, StorageError};
+
+/// One small request that is not about the lease.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// The end and the release are tried for so long before the supervisor hears of it.
+const RECORD_MAX: Duration = Duration::from_secs(10);
+/// Bringing what there is of the output to the store.
+const LOGS_MAX: Duration = Duration::from_secs(25);
+/// Commands read at once; the rest at the next beat.
+const CONTROLS_MAX: usize = 16;
+const LISTED_MAX: usize = 100_000;
+
+/// The time for people, RFC 3339.
+pub(super) fn wall_time() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}
+
+impl Executor {
+    pub(super) fn hear(&mut self, message: Message) {
+        let event = match message {
+            Message::Event(event) => event,
+            Message::ChildExited(exit) => return self.child_exited(exit),
+            Message::Looked { asked, look } => {
+                let sight = match look {
+                    Ok(look) => {
+                        let sight = self.sight(&look);
+                        self.look = Some(look);
+                        Ok(sight)
+                    }
+                    Err(error) => Err(job_fault(&error)),
+                };
+                Event::Looked { asked, sight }
+            }
+            Message::Claimed {
+                asked,
+                claim,
+                attempts,
+                control,
+            } => {
+                self.attempt = self.attempt.max(attempts);
+                self.control = self.control.take().max(control);
+                let claim = self.claimed(asked, claim);
+                Event::Claimed { asked, claim }
+            }
+            Message::Restored(result) => {
+                self.restoring = None;
+                Event::Restored(self.restored(result))
+            }
+            Message::Published {
+                epoch,
+                step,
+                took,
+                result,
+            } => {
+                self.publishing = None;
+                let result = match result {
+                    Ok(Outcome::Committed(commit) | Outcome::Already(commit)) => {
+                        self.parent = Some(commit.id());
+                        let bytes = commit.bytes();
+                        Ok(Published { bytes, took })
+                    }
+                    Err(error) => Err(checkpoint_fault(&error)),
+                };
+                Event::PublishEnded {
+                    epoch,
+                    step,
+                    result,
+                }
+            }
+            Message::Controls(commands, last) => {
+                self.control = Some(last);
+                for command in commands {
+                    self.happen(Event::Command(command));
+                }
+                return;
+            }
+        };
+        self.happen(event);
+    }
+
+    /// The store's promise, as far as it matters here: of several creations one succeeds.
+    pub(super) fn probe(&mut self) {
+        let options = Arc::clone(&self.options);
+        let work = async move {
+            let verdict =
+                match timeout(REQUEST_MAX, probe_create(&*options.store, &options.job)).await {
+                    Ok(Ok(verdict)) => Ok(verdict),
+                    Ok(Err(error)) => Err(fault(error.is_transient(), &error)),
+                    Err(_) => Err(fault(true, &"the store does not answer")),
+                };
+            Message::Event(Event::Probed(verdict))
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn look(&mut self) {
+        let options = Arc::clone(&self.options);
+        let asked = BootClock.now();
+        let work = async move {
+            let look = lease::look(&*options.store, &options.job, &options.terms).await;
+            Message::Looked { asked, look }
+        };
+        self.spawn(work, None);
+    }
+
+    fn sight(&self, look: &Look) -> Sight {
+        let epoch = look.epoch();
+        let Some(top) = &look.top else {
+            return Sight::Free { epoch };
+        };
+        match look.standing() {
+            Standing::Free | Standing::Released => Sight::Free { epoch },
+            Standing::Revoked => Sight::Revoked { epoch },
+            Standing::Done => {
+                let end = top.end.as_ref();
+                let text = end.map(|end| format!("{}: {}", end.status, end.reason));
+                Sight::Done {
+                    epoch,
+                    status: text.unwrap_or_default(),
+                }
+            }
+            Standing::Held => Sight::Held {
+                epoch,
+                tag: top.beat.clone().unwrap_or_default(),
+                patience: self
+                    .options
+                    .terms
+                    .patience(Duration::from_millis(top.record.ttl_ms)),
+                holder: top.record.holder.agent.clone(),
+                dead: self.local.made(&top.record.nonce),
+            },
+        }
+    }
+
+    pub(super) fn claim(&mut self, after: u64) {
+        let asked = BootClock.now();
+        let look = self.look.clone().filter(|look| look.epoch() == after);
+        // A new nonce for each try: what became of an earlier one is seen by the next look.
+        let nonce = new_nonce();
+        let (Some(look), Ok(())) = (look, self.local.note(&nonce)) else {
+            let text = "the run directory cannot be written";
+            let claim = Err(fault(true, &text));
+            self.tell
+                .send(Message::Event(Event::Claimed { asked, claim }))
+                .ok();
+            return;
+        };
+        let dead = look
+            .top
+            .as_ref()
+            .is_some_and(|top| self.local.made(&top.record.nonce));
+        let reason = match look.standing() {
+            Standing::Free => LeaseReason::First,
+            Standing::Released | Standing::Done | Standing::Revoked => LeaseReason::Released,
+            Standing::Held if dead => LeaseReason::Restarted,
+            Standing::Held if self.options.settings.lease == LeaseMode::Off => {
+                LeaseReason::Unleased
+            }
+            Standing::Held => LeaseReason::Expired,
+        };
+        let before = look.top.as_ref().map_or(0, |top| top.record.attempt);
+        let own = self.attempt;
+        let options = Arc::clone(&self.options);
+        let work = async move {
+            let (job, terms) = (&options.job, &options.terms);
+            let found = bounded(last_attempt(&*options.store, job)).await;
+            let control = bounded(last_key(&*options.store, &job.controls())).await;
+            let (Ok(found), Ok(control)) = (found, control) else {
+                let claim = Err(fault(true, &"the store does not answer"));
+                return Message::Event(Event::Claimed { asked, claim });
+            };
+            let attempts = found.max(before).max(own);
+            let claimant = Claimant {
+                nonce,
+                holder: options.holder.clone(),
+                attempt: attempts + 1,
+                reason,
+            };
+            let limit = terms.ttl.mul_f64(0.3);
+            let claim = lease::claim(
+                &*options.store,
+                &BootClock,
+                job,
+                terms,
+                &look,
+                &claimant,
+                limit,
+            );
+            Message::Claimed {
+                asked,
+                claim: claim.await,
+                attempts,
+                control,
+            }
+        };
+        self.spawn(work, None);
+    }
+
+    /// Only a lease whose creation is dated by our own request counts; see `supervisor::lease`.
+    fn claimed(
+        &mut self,
+        asked: Moment,
+        claim: Result<lease::Claim, JobError>,
+    ) -> Result<Claim, Fault> {
+        let terms = &self.options.terms;
+        match claim {
+            Ok(lease::Claim::Won(lease)) => {
+                let sent = lease.valid_until - terms.validity();
+                if sent.since(asked) > terms.ttl / 3 || sent < asked {
+                    return Err(fault(true, &"the claim took too long"));
+                }
+                let epoch = lease.epoch();
+                let base = lease.base();
+                self.parent = base;
+                self.beats = 0;
+                self.lease = Some(lease.record);
+                Ok(Claim::Ours {
+                    epoch,
+                    base: base.map(|base| base.step),
+                })
+            }
+            Ok(lease::Claim::Lost(_) | lease::Claim::Alive) => Ok(Claim::Taken),
+            Err(error) => Err(job_fault(&error)),
+        }
+    }
+
+    pub(super) fn beat(&mut self) {
+        let asked = BootClock.now();
+        self.beats += 1;
+        let record = BeatRecord {
+            version: VERSION,
+            epoch: self.state.epoch().unwrap_or(0),
+            seq: self.beats,
+            nonce: new_nonce(),
+            step: self.state.progress.step.unwrap_or(0),
+            spent_usd: 0.0,
+        };
+        let options = Arc::clone(&self.options);
+        let (tell, after) = (self.tell.clone(), self.control.clone());
+        let work = async move {
+            let (store, job) = (&*options.store, &options.job);
+            let beat = lease::beat(store, &BootClock, job, &options.terms, &record).await;
+            if matches!(beat, Ok(lease::Beat::Held { .. }))
+                && let Ok(Some((commands, last))) =
+                    bounded(read_controls(store, job, after.as_deref())).await
+            {
+                tell.send(Message::Controls(commands, last)).ok();
+            }
+            let beat = match beat {
+                Ok(lease::Beat::Held { .. }) => Ok(Beat::Held),
+                Ok(lease::Beat::Lost(record)) => {
+                    let revoked = record.as_ref().is_some_and(|record| record.is_revoked());
+                    let holder = record.map_or("another agent".to_owned(), |r| r.holder.agent);
+                    Ok(Beat::Superseded { holder, revoked })
+                }
+                Err(error) => Err(job_fault(&error)),
+            };
+            let epoch = record.epoch;
+            Message::Event(Event::BeatAnswered { epoch, asked, beat })
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn restore(&mut self) {
+        let options = Arc::clone(&self.options);
+        let epoch = self.state.epoch().unwrap_or(0);
+        let work = async move {
+            let (store, job) = (&options.store, &options.job);
+            let restored =
+                checkpoints::restore(store, job, epoch, &options.run_dir, &options.transfer);
+            Message::Restored(restored.await)
+        };
+        let cancelled = Message::Event(Event::Restored(Err(fault(true, &"cancelled"))));
+        self.restoring = Some(self.spawn(work, Some(cancelled)));
+    }
+
+    fn restored(
+        &mut self,
+        result: Result<checkpoints::Restored, checkpoints::CheckpointError>,
+    ) -> Result<Restored, Fault> {
+        let restored = result.map_err(|error| checkpoint_fault(&error))?;
+        self.parent = restored.parent;
+        self.resumed_from = restored.parent;
+        let bad = restored.findings.iter().map(|finding| match finding {
+            Finding::Bad { commit, detail } => format!("commit {commit}: {detail}"),
+            Finding::SetAside { step, detail } => {
+                format!("local step {step}, put aside: {detail}")
+            }
+        });
+        let bad = bad.collect();
+        let step = match restored.source {
+            Source::Fresh => None,
+            Source::Local { step } => Some(step),
+            Source::Store { commit, bytes } => {
+                let mib = bytes as f64 / f64::from(1 << 20);
+                self.say(
+                    Level::Info,
+                    &format!("fetched commit {commit}: {mib:.1} MiB"),
+                );
+                Some(commit.step)
+            }
+        };
+        Ok(Restored {
+            step,
+            published: restored.parent.map(|commit: CommitId| commit.step),
+            bad,
+        })
+    }
+
+    pub(super) fn publish(&mut self, epoch: u64, step: u64) {
+        let options = Arc::clone(&self.options);
+        let (kept, permit) = (Arc::clone(&self.upload), Arc::clone(&self.permit));
+        let parent = self.parent;
+        let began = BootClock.now();
+        let work = async move {
+            let result = upload(&options, &kept, (epoch, step), parent, &permit).await;
+            Message::Published {
+                epoch,
+                step,
+                took: BootClock.now().since(began),
+                result,
+            }
+        };
+        let cancelled = Message::Event(Event::PublishEnded {
+            epoch,
+            step,
+            result: Err(fault(true, &"cancelled")),
+        });
+        self.publishing = Some(self.spawn(work, Some(cancelled)));
+    }
+
+    pub(super) fn prune(&mut self) {
+        let options = Arc::clone(&self.options);
+        let permit = Arc::clone(&self.permit);
+        let epoch = self.state.epoch().unwrap_or(0);
+        let resumed_from = self.resumed_from;
+        let work = async move {
+            let allows = move || permit.allows();
+            let pruned = checkpoints::prune(
+                &options.store,
+                &options.job,
+                epoch,
+                resumed_from,
+                &options.policy,
+                &options.transfer,
+                &allows,
+            );
+            let result = pruned
+                .await
+                .map(drop)
+                .map_err(|error| checkpoint_fault(&error));
+            Message::Event(Event::Pruned(result))
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn write_status(&mut self, now: Moment) {
+        self.rev += 1;
+        let lines = self.logs.tail(LOG_LINES);
+        let extra = Extra {
+            job: self.options.job.id(),
+            rev: self.rev,
+            attempt: self.attempt,
+            started_at: &self.started_at,
+            written_at: &wall_time(),
+            lines: &lines,
+            holder: &self.options.holder.agent,
+        };
+        let envelope = StatusEnvelope {
+            version: VERSION,
+            epoch: self.state.epoch().unwrap_or(0),
+            status: status::build(&self.state, &extra, now),
+        };
+        let text = serde_json::to_string(&envelope).expect("a status holds only JSON");
+        let text = self.options.redactor.redact(&text).into_owned();
+        let options = Arc::clone(&self.options);
+        let work = async move {
+            let key = options.job.status();
+            let written = bounded(options.store.put(&key, text.into())).await;
+            Message::Event(Event::StatusWritten(written.map(drop)))
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn write_logs(&mut self, last: bool) {
+        let options = Arc::clone(&self.options);
+        let logs = Arc::clone(&self.logs);
+        let work = async move {
+            let shipped = ship(&*options.store, &options.job, &logs, last);
+            let result = match timeout(LOGS_MAX, shipped).await {
+                Ok(result) => result.map_err(|error| fault(error.is_transient(), &error)),
+                Err(_) => Err(fault(true, &"the store is slow to take the output")),
+            };
+            Message::Event(Event::LogsWritten(result))
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn write_final(&mut self, reason: &Reason) {
+        let Some(lease) = self.lease.clone() else {
+            return;
+        };
+        let completed = *reason == Reason::Completed;
+        let end = FinalRecord {
+            version: VERSION,
+            epoch: lease.epoch,
+            nonce: lease.nonce,
+            status: if completed { "completed" } else { "failed" }.to_owned(),
+            reason: reason.code().to_owned(),
+            exit: i32::from(reason.exit_status().code()),
+            cost_usd: None,
+            commit: self.parent,
+        };
+        let (options, permit) = (Arc::clone(&self.options), Arc::clone(&self.permit));
+        let work = async move {
+            let result = if permit.allows() {
+                record_end(&*options.store, &options.job, &options.terms, &end).await
+            } else {
+                Err(fault(true, &"no valid lease: the end is not written"))
+            };
+            Message::Event(Event::FinalWritten(result))
+        };
+        self.spawn(work, None);
+    }
+
+    pub(super) fn release(&mut self) {
+        let Some(lease) = self.lease.clone() else {
+            return;
+        };
+        let reason = match &self.state.ending {
+            Some(ending) => ending.reason.code(),
+            None => "released",
+        };
+        let options = Arc::clone(&self.options);
+        let work = async move {
+            let (store, job) = (&*options.store, &options.job);
+            let released = lease::release(store, job, &options.terms, &lease, reason, RECORD_MAX);
+            let result = released.await.map_err(|error| job_fault(&error));
+            Message::Event(Event::Released(result))
+        };
+        self.spawn(work, None);
+    }
+}
+
+/// A small request, with its time limit.
+async fn bounded<T>(request: impl Future<Output = Result<T, StorageError>>) -> Result<T, Fault> {
+    match timeout(REQUEST_MAX, request).await {
+        Ok(result) => result.map_err(|error| fault(error.is_transient(), &error)),
+        Err(_) => Err(fault(true, &"the store does not answer")),
+    }
+}
+
+/// The end, and that no later lease had made it void by then.
+async fn record_end(
+    store: &dyn Storage,
+    job: &Job,
+    terms: &Terms,
+    end: &FinalRecord,
+) -> Result<(), Fault> {
+    let finished = lease::finish(store, job, terms, end, RECORD_MAX).await;
+    finished.map_err(|error| job_fault(&error))?;
+    let look = lease::look(store, job, terms).await;
+    let look = look.map_err(|error| job_fault(&error))?;
+    if look.epoch() == end.epoch {
+        Ok(())
+    } else {
+        Err(fault(
+            true,
+            &"the lease was taken while the end was written",
+        ))
+    }
+}
+
+/// Stages and uploads, going on with what an earlier try has done.
+async fn upload(
+    options: &super::Options,
+    kept: &tokio::sync::Mutex<Option<Upload>>,
+    (epoch, step): (u64, u64),
+    parent: Option<CommitId>,
+    permit: &Permit,
+) -> Result<Outcome, checkpoints::CheckpointError> {
+    let mut kept = kept.lock().await;
+    let store = &options.store;
+    let wanted = CommitId { epoch, step };
+    if let Some(old) = kept.take_if(|upload| upload.id() != wanted) {
+        old.close(&**store).await?;
+    }
+    if kept.is_none() {
+        let staged = checkpoints::stage(&options.run_dir, step, &options.transfer).await?;
+        let nonce = new_nonce();
+        *kept = Some(Upload::new(
+            &options.job,
+            epoch,
+            nonce,
+            parent,
+            None,
+            staged,
+        ));
+    }
+    let upload = kept.as_mut().expect("put there just now");
+    let allows = || permit.allows();
+    let outcome = upload.run(store, &options.transfer, &allows, &|_| {}).await;
+    if outcome
+        .as_ref()
+        .err()
+        .is_none_or(|error| !checkpoint_fault(error).transient)
+        && let Some(done) = kept.take()
+    {
+        done.close(&**store).await?;
+    }
+    outcome
+}
+
+/// Brings segments to the store, oldest first.
+async fn ship(store: &dyn Storage, job: &Job, logs: &Logs, last: bool) -> Result<(), StorageError> {
+    if last {
+        logs.flush(Duration::from_secs(2)).await;
+    }
+    while let Some(segment) = logs.next_segment() {
+        let key = format!("{}{}", job.prefix(), segment.key);
+        // One that is there already is our own, of a try whose answer was lost.
+        store.create(&key, segment.bytes.into()).await?;
+        logs.stored(&segment.key);
+    }
+    Ok(())
+}
+
+/// The highest attempt that has left output in the store.
+async fn last_attempt(store: &dyn Storage, job: &Job) -> Result<u32, StorageError> {
+    let listed = store.list(&job.logs(), None, LISTED_MAX).await?;
+    let attempts = listed
+        .iter()
+        .filter_map(|entry| job.parse_log_segment(&entry.key));
+    Ok(attempts.map(|(attempt, _)| attempt).max().unwrap_or(0))
+}
+
+async fn last_key(store: &dyn Storage, prefix: &str) -> Result<Option<String>, StorageError> {
+    let listed = store.list(prefix, None, LISTED_MAX).await?;
+    Ok(listed.into_iter().next_back().map(|entry| entry.key))
+}
+
+/// The commands that came after the last that was seen.
+async fn read_controls(
+    store: &dyn Storage,
+    job: &Job,
+    after: Option<&str>,
+) -> Result<Option<(Vec<Command>, String)>, StorageError> {
+    let listed = store.list(&job.controls(), after, CONTROLS_MAX).await?;
+    let mut commands = Vec::new();
+    let mut last = None;
+    for entry in listed {
+        let body = store.get(&entry.key).await?;
+        commands.push(parse_command(&body.bytes));
+        last = Some(entry.key);
+    }
+    Ok(last.map(|last| (commands, last)))
+}
+
+/// `{"kind": "stop", "mode": "graceful" | "now"}` or `{"kind": "checkpoint"}`.
+pub(super) fn parse_command(bytes: &[u8]) -> Command {
+    let body: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let word = |key: &str| body.get(key).and_then(|value| value.as_str());
+    match (word("kind"), word("mode")) {
+        (Some("stop"), None | Some("graceful")) => Command::Stop { now: false },
+        (Some("stop"), Some("now")) => Command::Stop { now: true },
+        (Some("checkpoint"), _) => Command::Save,
+        (kind, _) => Command::Unknown(kind.unwrap_or("something unreadable").to_owned()),
+    }
+}
+
+/// Creates one object twice.
+async fn probe_create(store: &dyn Storage, job: &Job) -> Result<Verdict, StorageError> {
+    use crate::storage::Created;
+    let key = format!("{}probe/{}", job.prefix(), new_nonce());
+    let first = store.create(&key, "1".into()).await?;
+    let second = store.create(&key, "2".into()).await?;
+    store.delete(&key).await?;
+    Ok(match (first, second) {
+        (Created::New(_), Created::Exists) => Verdict::Sound,
+        (Created::Exists, _) => Verdict::NoLeases(format!(
+            "{}: a new object is said to exist already",
+            store.name()
+        )),
+        (_, Created::New(_)) => Verdict::NoLeases(format!(
+            "{}: it ignores If-None-Match: of two creations both succeed",
+            store.name()
+        )),
+    })
+}
