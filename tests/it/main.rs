@@ -7,4 +7,5 @@ mod resume;
 mod signals;
 mod bad_input;
 mod sample;
+mod agent;
 mod tidy;

@@ -36,31 +36,34 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The trainer of this checkout, built once if it is not yet.
 pub(crate) fn trainer() -> &'static Path {
     static TRAINER: OnceLock<PathBuf> = OnceLock::new();
-    TRAINER.get_or_init(|| {
-        // Test binaries lie in target/PROFILE/deps, programs in target/PROFILE.
-        let mut folder = std::env::current_exe().unwrap();
-        folder.pop();
-        folder.pop();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package=trainer", "--bin=trainer"]);
-        if folder.ends_with("release") {
-            build.arg("--release");
+    TRAINER.get_or_init(|| build("trainer"))
+}
+
+/// A program of this checkout, which has the name of its package.
+pub(crate) fn build(program: &str) -> PathBuf {
+    // Test binaries lie in target/PROFILE/deps, programs in target/PROFILE.
+    let mut folder = std::env::current_exe().unwrap();
+    folder.pop();
+    folder.pop();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", program, "--bin", program]);
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    // What cargo tells a test about itself would make build scripts run anew, here and again in
+    // the next build outside of a test.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().unwrap_or("");
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            build.env_remove(name);
         }
-        // What cargo tells a test about itself would make build scripts run anew, here and again in
-        // the next build outside of a test.
-        for (name, _) in std::env::vars_os() {
-            let told = name.to_str().unwrap_or("");
-            if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
-                build.env_remove(name);
-            }
-        }
-        let built = build
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(built.success(), "the trainer does not build");
-        folder.join("trainer")
-    })
+    }
+    let built = build
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(built.success(), "the {program} does not build");
+    folder.join(program)
 }
 
 /// A directory to run in, with an `out_dir` inside.

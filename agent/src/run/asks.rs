@@ -254,7 +254,10 @@ impl Executor {
             version: VERSION,
             epoch: self.state.epoch().unwrap_or(0),
             seq: self.beats,
-            nonce: new_nonce(),
+            nonce: self
+                .lease
+                .as_ref()
+                .map_or_else(new_nonce, |lease| lease.nonce.clone()),
             step: self.state.progress.step.unwrap_or(0),
             spent_usd: 0.0,
         };
