@@ -1,9 +1,10 @@
 //! Time, machines, trainers and faults; the promises are checked where they could be broken.
 
+mod faults;
+mod trainer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-use protocol::{Event as Report, Record};
 
 use super::operation::{Kind, Operation, Reply, Request};
 use super::random::Random;
@@ -112,7 +113,7 @@ enum Due {
 
 /// A trainer's own doings.
 #[derive(Clone, Copy, Debug)]
-enum Life {
+pub(in crate::sim) enum Life {
     Begin,
     Advance,
     Save { step: u64, exit: Option<i32> },
@@ -504,124 +505,6 @@ impl World {
         self.machines[machine].nonces.insert(nonce);
     }
 
-    fn start_trainer(&mut self, agent: usize) {
-        let step = self.disk(agent).last().copied().unwrap_or(0);
-        let holds_top = self.agents[agent].state.epoch() == Some(self.store.top_epoch());
-        let newest = self.store.newest_good().map_or(0, |(_, step)| step);
-        self.require(!holds_top || step >= newest, || {
-            format!("agent {agent} starts at step {step}, the store has {newest}")
-        });
-        let others: Vec<usize> = (0..self.agents.len())
-            .filter(|&other| self.agents[other].trainer.is_some())
-            .collect();
-        let strict = self.plan.lease == LeaseMode::Strict && !self.plan.freezes;
-        self.require(!strict || others.is_empty(), || {
-            format!("agent {agent} starts while those of {others:?} train")
-        });
-        self.attempts += 1;
-        self.generations += 1;
-        let generation = self.generations;
-        self.agents[agent].trainer = Some(Trainer {
-            generation,
-            step,
-            started: false,
-            hung: false,
-            deaf: false,
-            ending: false,
-        });
-        self.deliver(agent, Event::Started(Ok(1)));
-        let after = self.random.between(100, 2_000);
-        self.push(after, Due::Trainer(agent, generation, Life::Begin));
-    }
-
-    /// One turn of a trainer's life.
-    fn live(&mut self, agent: usize, generation: u64, life: Life) {
-        let suspended_until = self.machines[self.agents[agent].machine].suspended_until;
-        let Plan {
-            total,
-            step_ms,
-            checkpoint_every,
-            save_ms,
-            ..
-        } = self.plan;
-        let Some(trainer) = &mut self.agents[agent].trainer else {
-            return;
-        };
-        if trainer.generation != generation || trainer.hung {
-            return;
-        }
-        if self.now < suspended_until {
-            let after = suspended_until - self.now;
-            return self.push(after, Due::Trainer(agent, generation, life));
-        }
-        match life {
-            Life::Begin => {
-                trainer.started = true;
-                let report = started(total, trainer.step);
-                self.deliver(agent, Event::Record(report));
-                self.push(0, Due::Trainer(agent, generation, Life::Advance));
-            }
-            Life::Advance if trainer.ending => {}
-            Life::Advance => {
-                let before = trainer.step;
-                trainer.step = (before + TICK_MS.div_ceil(step_ms)).min(total);
-                let step = trainer.step;
-                trainer.ending = step == total;
-                self.deliver(agent, Event::Record(made(step)));
-                let exit = (step == total).then_some(0);
-                if exit.is_some() || before / checkpoint_every < step / checkpoint_every {
-                    let save = Life::Save { step, exit };
-                    self.push(save_ms, Due::Trainer(agent, generation, save));
-                }
-                self.push(TICK_MS, Due::Trainer(agent, generation, Life::Advance));
-            }
-            Life::Save { step, exit } => {
-                let disk = self.disk(agent);
-                disk.insert(step);
-                while disk.len() > KEPT_ON_DISK {
-                    disk.pop_first();
-                }
-                let after = self.random.between(0, 500);
-                self.push(after, Due::Deliver(agent, Event::CheckpointFound { step }));
-                if exit.is_some() {
-                    self.end_trainer(agent, None, exit);
-                }
-            }
-        }
-    }
-
-    fn signal(&mut self, agent: usize, signal: Signal) {
-        let save_ms = self.plan.save_ms;
-        let Some(trainer) = &mut self.agents[agent].trainer else {
-            return;
-        };
-        if !trainer.started {
-            return self.end_trainer(agent, Some(15), None);
-        }
-        if trainer.deaf || trainer.hung || trainer.ending {
-            return;
-        }
-        let (generation, step) = (trainer.generation, trainer.step);
-        trainer.ending = signal == Signal::Terminate;
-        let exit = (signal == Signal::Terminate).then_some(75);
-        let save = Life::Save { step, exit };
-        self.push(save_ms, Due::Trainer(agent, generation, save));
-    }
-
-    fn end_trainer(&mut self, agent: usize, signal: Option<i32>, code: Option<i32>) {
-        if self.agents[agent].trainer.take().is_some() {
-            let out_of_memory = signal == Some(9) && self.random.chance(10);
-            let local = self.disk(agent).last().copied();
-            let exit = Exit {
-                code,
-                signal,
-                out_of_memory,
-                local,
-            };
-            self.push(50, Due::Deliver(agent, Event::Exited(exit)));
-        }
-    }
-
     fn spawn(&mut self, machine: usize) {
         if self.store.is_ended() || self.failed || self.machines[machine].agent.is_some() {
             return;
@@ -685,109 +568,6 @@ impl World {
         self.bury(agent);
     }
 
-    fn kill_agent(&mut self, agent: usize) {
-        if self.agents[agent].alive {
-            self.note(|_| format!("agent {agent} is killed"));
-            self.bury(agent);
-        }
-    }
-
-    /// The process is gone, and its trainer with it.
-    fn bury(&mut self, agent: usize) {
-        let machine = self.agents[agent].machine;
-        self.agents[agent].alive = false;
-        self.agents[agent].trainer = None;
-        self.machines[machine].agent = None;
-        let after = self.random.between(500, 20_000);
-        self.push(after, Due::Spawn(machine));
-    }
-
-    fn fault(&mut self) {
-        if self.now >= self.plan.faults_until {
-            return;
-        }
-        let next = self.random.between(100, self.plan.fault_every * 2);
-        self.push(next, Due::Fault);
-        let living: Vec<usize> = (0..self.agents.len())
-            .filter(|&agent| self.agents[agent].alive)
-            .collect();
-        if living.is_empty() {
-            return;
-        }
-        let agent = living[self.random.between(0, living.len() as u64 - 1) as usize];
-        let machine = self.agents[agent].machine;
-        let dice = self.random.between(0, 99);
-        self.note(|_| format!("fault {dice} at agent {agent}"));
-        match dice {
-            0..=19 => {
-                let codes = [1, 1, 139, 73, 69, 75, 101];
-                let code = codes[self.random.between(0, 6) as usize];
-                self.end_trainer(agent, None, Some(code));
-            }
-            20..=24 => self.end_trainer(agent, Some(9), None),
-            25..=32 => {
-                if let Some(trainer) = &mut self.agents[agent].trainer {
-                    trainer.hung = true;
-                }
-            }
-            33..=37 => {
-                if let Some(trainer) = &mut self.agents[agent].trainer {
-                    trainer.deaf = true;
-                }
-            }
-            38..=47 => self.kill_agent(agent),
-            48..=53 => {
-                self.kill_agent(agent);
-                self.machines[machine] = Machine::default();
-            }
-            54..=63 => {
-                let seconds = self.random.between(1, 20);
-                let grace = Duration::from_secs(seconds);
-                let source = "SIGTERM".to_owned();
-                self.deliver(agent, Event::Notice { source, grace });
-                self.push(seconds * 1_000 + 800, Due::KillAgent(agent));
-            }
-            64..=73 if self.plan.freezes => {
-                self.agents[agent].frozen_until = self.now + self.random.between(1_000, 60_000);
-            }
-            74..=79 if self.plan.freezes => {
-                self.machines[machine].suspended_until =
-                    self.now + self.random.between(1_000, 60_000);
-            }
-            80..=89 => self.down_until = self.now + self.random.between(1_000, 40_000),
-            90..=93 => self.damage(),
-            94..=95 => self.revoke(),
-            96..=97 => self.deliver(agent, Event::Command(Command::Save)),
-            _ => self.deliver(agent, Event::Command(Command::Stop { now: dice == 99 })),
-        }
-    }
-
-    /// Spoils the newest checkpoint, as long as all others are good.
-    fn damage(&mut self) {
-        let history = self.store.history();
-        let commits = &mut self.store.commits;
-        if history.len() >= 3 && history.iter().all(|id| !commits[id].damaged) {
-            let newest = commits.get_mut(&history[0]);
-            newest.expect("it is in the history").damaged = true;
-        }
-    }
-
-    /// The orchestrator takes the job away, and gives it back when nobody relies on it any more.
-    fn revoke(&mut self) {
-        let epoch = self.store.top_epoch();
-        if epoch == 0 || self.revoked.is_some() || self.store.is_ended() {
-            return;
-        }
-        let record = LeaseRecord {
-            nonce: 0,
-            base: self.store.base_after(epoch),
-            revoked: true,
-        };
-        self.store.create_lease(epoch + 1, record);
-        self.revoked = Some(epoch + 1);
-        self.push(TTL_MS * 2, Due::EndRevocation(epoch + 1));
-    }
-
     pub(super) fn patience() -> Duration {
         Duration::from_millis(TTL_MS).mul_f64(1.0 + RHO) + Duration::from_millis(SLACK_MS)
     }
@@ -805,40 +585,4 @@ impl World {
         let upload_ms = self.plan.upload_ms;
         self.random.between(upload_ms / 2, upload_ms * 2)
     }
-}
-
-fn record(event: Report) -> Record {
-    Record {
-        time: String::new(),
-        elapsed_s: 0.0,
-        event,
-    }
-}
-
-fn started(max_iters: u64, step: u64) -> Record {
-    record(Report::Started {
-        version: String::new(),
-        pid: 1,
-        config: String::new(),
-        config_hash: String::new(),
-        engine: String::new(),
-        device: String::new(),
-        threads: 1,
-        parameters: 1,
-        tokens_per_iteration: 1,
-        max_iters,
-        resumed_from: (step > 0).then_some(step),
-    })
-}
-
-fn made(step: u64) -> Record {
-    record(Report::Step {
-        step: step - 1,
-        loss: 1.0,
-        lr: 1.0,
-        grad_norm: 1.0,
-        step_ms: 1.0,
-        tokens_per_second: 1.0,
-        mfu: None,
-    })
 }
