@@ -10,6 +10,7 @@ pub mod memory;
 pub mod local;
 pub mod s3;
 pub mod open;
+pub mod probe;
 pub mod retry;
 #[cfg(any(test, feature = "testing"))]
 pub mod faults;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
 
+use super::super::probe::{Finding, probe};
 use super::super::retry::{Policy, Retry};
 use super::super::suite::{self, Promises, noise};
 use super::super::{Body, Created, Storage, StorageError};
@@ -58,7 +59,28 @@ async fn a_real_server_keeps_the_suite() {
     };
     let store = open::open(&location).await.unwrap();
     let prefix = format!("suite-{:016x}", fastrand::u64(..));
-    suite::run(store, &prefix, promises).await;
+    suite::run(Arc::clone(&store), &prefix, promises).await;
+
+    // The probe finds out by itself what is promised.
+    let verdict = probe(&store, fastrand::u64(..)).await.unwrap();
+    assert!(verdict.allows_lease(), "{verdict}");
+    let works = |finding: &Finding| *finding == Finding::Works;
+    assert_eq!(
+        works(&verdict.part_checksums),
+        promises.checks_parts,
+        "{verdict}"
+    );
+    assert_eq!(
+        works(&verdict.kept_checksums),
+        promises.keeps_checksums,
+        "{verdict}"
+    );
+    assert_eq!(
+        works(&verdict.lists_uploads),
+        promises.lists_uploads,
+        "{verdict}"
+    );
+    println!("{verdict}");
 
     let nowhere = format!("s3://no-such-bucket-{:016x}", fastrand::u64(..));
     let nowhere = open::open(&nowhere).await.unwrap();
@@ -72,6 +94,16 @@ async fn a_real_server_keeps_the_suite() {
         assert!(matches!(error, StorageError::Permanent { .. }), "{error}");
         assert!(error.to_string().contains("no such bucket"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_probe_finds_what_a_server_does() {
+    let server = Server::start().await;
+    let store: Arc<dyn Storage> = Arc::new(server.store().await);
+    let verdict = probe(&store, 1).await.unwrap();
+    assert!(verdict.allows_lease(), "{verdict}");
+    assert_eq!(verdict.part_checksums, Finding::Works);
+    assert_eq!(store.list("", None, 10).await.unwrap(), []);
 }
 
 #[tokio::test]
