@@ -35,6 +35,8 @@ use super::{
 
 /// The most keys that S3 lists at once.
 const PAGE_KEYS_MAX: usize = 1_000;
+/// What is read of a file at once: each read is a trip to another thread.
+const READ_BYTES: usize = 128 << 10;
 /// A request without a body to speak of.
 const SMALL_LIMIT: Duration = Duration::from_secs(30);
 /// Putting thousands of parts together takes minutes in some stores.
@@ -427,7 +429,8 @@ async fn stream(body: Body) -> Result<ByteStream, String> {
             bytes,
         } => {
             let stream = ByteStream::read_from().path(&path).offset(offset);
-            let stream = stream.length(Length::Exact(bytes)).build().await;
+            let stream = stream.length(Length::Exact(bytes)).buffer_size(READ_BYTES);
+            let stream = stream.build().await;
             stream.map_err(|e| format!("{}: {}", path.display(), errors::chain(&e)))
         }
     }

@@ -25,6 +25,8 @@ const MEMORY: Promises = Promises {
 };
 const LOCAL: Promises = Promises {
     keeps_checksums: false,
+    // A folder has no pages, and syncs each file.
+    many: 60,
     ..MEMORY
 };
 
@@ -293,4 +295,42 @@ async fn an_upload_id_leads_nowhere_else() {
         store.abort_upload("a", &upload).await.unwrap();
     }
     store.get("a").await.unwrap();
+}
+
+/// Removing the last object of a folder removes the folder, under somebody who is about to write
+/// into it.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_get_over_folders_that_vanish() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Local::open(folder.path()).unwrap());
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let store = Arc::clone(&store);
+        writers.spawn(async move {
+            let key = format!("deep/er/{writer}");
+            for _ in 0..50 {
+                store.put(&key, Bytes::from("x")).await.unwrap();
+                store.get(&key).await.unwrap();
+                store.delete(&key).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_eq!(store.list("", None, 10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_half_written_is_swept() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Local::open(folder.path()).unwrap());
+    let aside = folder.path().join(".anneal/tmp");
+    for (name, age_h) in [("old", 25), ("new", 1)] {
+        let file = fs::File::create(aside.join(name)).unwrap();
+        let then = std::time::SystemTime::now() - Duration::from_secs(age_h * 3600);
+        file.set_modified(then).unwrap();
+    }
+    let store = Local::open(folder.path()).unwrap();
+    assert!(!aside.join("old").exists());
+    assert!(aside.join("new").exists(), "somebody may be writing it");
+    assert_eq!(store.list("", None, 10).await.unwrap(), []);
 }

@@ -16,7 +16,7 @@ pub(super) trait Failure: ProvideErrorMetadata + Error + 'static {}
 impl<E: ProvideErrorMetadata + Error + 'static> Failure for E {}
 
 /// A request that did not succeed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failed {
     /// Of the answer, if there was one.
     pub(super) status: Option<u16>,
@@ -131,11 +131,9 @@ impl Failed {
 
     fn judge_unanswered(&self) -> (bool, &'static str) {
         let says = |text: &str| self.detail.contains(text);
-        if says("credentials provider timed out") || says("CredentialsProviderTimedOut") {
-            return (true, IMDS);
-        }
-        if says("redential") && !says("timed out") {
-            return (false, NO_CREDENTIALS);
+        if says("credential") {
+            let away = says("timed out") || says("timeout") || says("io error");
+            return (away, if away { METADATA } else { NO_CREDENTIALS });
         }
         if says("certificate") || says("UnknownIssuer") {
             return (
@@ -149,6 +147,12 @@ impl Failed {
                 true,
                 "the host's name is not known: is AWS_ENDPOINT_URL right? stores that put the \
                  bucket into the path need ANNEAL_S3_PATH_STYLE=true",
+            );
+        }
+        if says("InvalidContentType") {
+            return (
+                false,
+                "the server does not speak TLS: is AWS_ENDPOINT_URL http, not https?",
             );
         }
         (self.kind == Kind::Connection, "")
@@ -247,8 +251,8 @@ impl Failed {
 const NO_CREDENTIALS: &str = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
                               AWS_PROFILE; a container that shall use its machine's role needs a \
                               metadata hop limit of 2";
-const IMDS: &str = "the machine's metadata service does not answer: a container needs a hop limit \
-                    of 2 to reach it";
+const METADATA: &str = "whoever hands out credentials does not answer; from inside a container, \
+                        the machine's metadata service needs a hop limit of 2";
 
 /// An error and what is behind it, each said once.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {

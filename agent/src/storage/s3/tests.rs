@@ -11,6 +11,7 @@ use super::super::retry::{Policy, Retry};
 use super::super::suite::{self, Promises, noise};
 use super::super::{Body, Created, Storage, StorageError};
 use super::super::{crc64::crc64nvme, open};
+use super::errors::Failed;
 use super::server::{BUCKET, Fault, Server};
 use super::{S3, Settings};
 
@@ -357,5 +358,51 @@ async fn places_are_told_apart() {
         let error = open::open(wrong).await.err().unwrap();
         assert!(matches!(error, StorageError::Permanent { .. }), "{error}");
         assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn what_never_got_an_answer_says_what_to_do() {
+    let text = |detail: &str| {
+        let failed = Failed::cut(&*Box::<dyn std::error::Error>::from(detail));
+        failed.into_error("s3://bucket", "get", "key")
+    };
+    for (detail, transient, hint) in [
+        (
+            "an error occurred while loading credentials: forbidden",
+            false,
+            "AWS_PROFILE",
+        ),
+        (
+            "the credential provider was not enabled",
+            false,
+            "AWS_ACCESS_KEY_ID",
+        ),
+        ("loading credentials timed out", true, "hop limit of 2"),
+        (
+            "loading credentials: io error: refused",
+            true,
+            "hop limit of 2",
+        ),
+        (
+            "invalid peer certificate: UnknownIssuer",
+            false,
+            "SSL_CERT_FILE",
+        ),
+        (
+            "dns error: failed to lookup address",
+            true,
+            "AWS_ENDPOINT_URL",
+        ),
+        (
+            "corrupt message of type InvalidContentType",
+            false,
+            "AWS_ENDPOINT_URL",
+        ),
+        ("io error: connection reset", true, "reset"),
+    ] {
+        let error = text(detail);
+        assert_eq!(error.is_transient(), transient, "{error}");
+        assert!(error.to_string().contains(hint), "{error}");
     }
 }
