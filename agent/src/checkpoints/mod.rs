@@ -4,11 +4,11 @@
 //! A checkpoint exists in the store exactly when its commit does, and the commit is created last.
 //! Nothing here trusts a pointer, overwrites an object, or takes an error for "no checkpoint".
 
-pub mod history;
-pub mod prune;
-pub mod publish;
-pub mod restore;
 pub mod stage;
+pub mod publish;
+pub mod history;
+pub mod restore;
+pub mod prune;
 pub mod verify;
 #[cfg(test)]
 mod kit;
@@ -137,8 +137,8 @@ pub enum Finding {
     SetAside { step: u64, detail: String },
 }
 
-/// The store, with transient errors tried again until the transfer's deadline. Not for a create that
-/// needs a permit: the permit may end between two tries.
+/// The store, with transient errors tried again until the transfer's deadline. Not for a create
+/// that needs a permit: the permit may end between two tries.
 fn steady(store: &Arc<dyn Storage>, transfer: &Transfer) -> Retry {
     // Many agents of one store should not come back from an outage in step.
     let mut seed = DefaultHasher::new();

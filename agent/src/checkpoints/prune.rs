@@ -127,9 +127,9 @@ pub(super) fn superfluous(
         .collect()
 }
 
-/// Removes what no commit names, commits that do not count, and what is unfinished, once it is a day
-/// old. `in_flight`: the nonce of the upload that is going on, which is left alone. Now and then,
-/// with a live lease.
+/// Removes what no commit names, commits that do not count, and what is unfinished, once it is a
+/// day old. `in_flight`: the nonce of the upload that is going on, which is left alone. Now and
+/// then, with a live lease.
 ///
 /// # Errors
 /// As for [`prune`].

@@ -1,5 +1,5 @@
-//! Holding on to a local checkpoint while it is uploaded: the trainer may prune its own at any time.
-//! Called by the supervisor's loop before publish.
+//! Holding on to a local checkpoint while it is uploaded: the trainer may prune its own at any
+//! time. Called by the supervisor's loop before publish.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};

@@ -18,7 +18,7 @@ use crate::storage::Storage;
 use crate::storage::retry::Retry;
 
 /// Bytes read at once.
-const PART_BYTES: u64 = 16 << 20;
+const RANGE_BYTES: u64 = 8 << 20;
 
 /// How deep to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +229,7 @@ async fn check_bytes(
         let mut hash = Sha256::new();
         let mut offset = 0;
         while offset < *bytes {
-            let range = offset..(offset + PART_BYTES).min(*bytes);
+            let range = offset..(offset + RANGE_BYTES).min(*bytes);
             let part = match store.get_range(&job.key(key), range.clone()).await {
                 Err(error) if error.is_missing() => return Ok(Some(format!("{key}: not there"))),
                 part => part?,

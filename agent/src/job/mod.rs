@@ -1,8 +1,8 @@
 //! A job in a store: every key once, every record once. Called by the lease, the checkpoints, the
 //! status and the logs.
 //!
-//! Keys carry padded numbers, so that a listing sorts as the numbers do; reading one back is strict,
-//! so that a stranger's object is never taken for one of ours.
+//! Keys carry padded numbers, so that a listing sorts as the numbers do; reading one back is
+//! strict, so that a stranger's object is never taken for one of ours.
 
 mod keys;
 mod record;
@@ -98,8 +98,8 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// Which commit: `<step:010>-<epoch:08>`, in records as in keys. Ordered by epoch, then step: of two
-/// commits in one history the greater is the newer.
+/// Which commit: `<step:010>-<epoch:08>`, in records as in keys. Ordered by epoch, then step: of
+/// two commits in one history the greater is the newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CommitId {

@@ -1,7 +1,7 @@
 //! One job, one trainer: claim an epoch, keep it, give it back. Called by the supervisor's loop.
 //!
-//! Rests on create-only objects and on nothing else: whoever creates `lease/<e>.json` has epoch `e`.
-//! No clock of two machines is ever compared. Every request is bounded by `ttl/6`; nothing is
+//! Rests on create-only objects and on nothing else: whoever creates `lease/<e>.json` has epoch
+//! `e`. No clock of two machines is ever compared. Every request is bounded by `ttl/6`; nothing is
 //! retried but claim, release and revoke, and those decide by reading back.
 
 #[cfg(test)]
@@ -23,8 +23,8 @@ use crate::storage::Storage;
 /// How often a look begins again because the newest epoch changed under it.
 const LOOKS_MAX: u32 = 8;
 
-/// The times of a lease. All agents of a job that agree on `rho` and `slack` are safe together; each
-/// holder's own `ttl` stands in its lease.
+/// The times of a lease. All agents of a job that agree on `rho` and `slack` are safe together;
+/// each holder's own `ttl` stands in its lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Terms {
     pub ttl: Duration,
@@ -169,15 +169,15 @@ pub enum Beat {
     Held {
         valid_until: Moment,
     },
-    /// The next epoch is claimed: kill the trainer's group, publish nothing more, leave. Who has it,
-    /// if that could be read.
+    /// The next epoch is claimed: kill the trainer's group, publish nothing more, leave. Who has
+    /// it, if that could be read.
     Lost(Option<LeaseRecord>),
 }
 
 /// One consistent look at who has the job.
 ///
 /// # Errors
-/// If the store could not be asked, or a lease there cannot be read. Never takes an error for "none".
+/// If the store could not be asked, or a lease there cannot be read: never taken for "none".
 pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look, JobError> {
     for _ in 0..LOOKS_MAX {
         let prefix = job.leases();
@@ -231,8 +231,8 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
     Err(requests::transient(store, "list", &job.leases(), busy).into())
 }
 
-/// Claims the epoch after the one looked at. The caller knows that it may: see [`Look::standing`] and
-/// [`Watch`]. Lost answers, conflicts and time-outs are settled by reading back, until `deadline`
+/// Claims the epoch after the one looked at. The caller knows that it may: see [`Look::standing`]
+/// and [`Watch`]. Lost answers, conflicts and time-outs are settled by reading back, until `deadline`
 /// from now.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
 //! Watching a lease that somebody else holds. Called by an agent that stands by.
 
-use crate::clock::Moment;
+use std::time::Duration;
 
 use super::{Terms, Top};
-use std::time::Duration;
+use crate::clock::Moment;
 
 /// Whether a held lease has gone silent, by our own clock and nothing else. Pure.
 #[derive(Clone, Debug, Default)]
@@ -27,8 +27,8 @@ pub enum Silence {
 }
 
 impl Watch {
-    /// Takes in a look. `now` is the moment its answer had arrived, never an earlier one: the holder
-    /// counts from before it sent its beat, we from after we saw it.
+    /// Takes in a look. `now` is the moment its answer had arrived, never an earlier one: the
+    /// holder counts from before it sent its beat, we from after we saw it.
     pub fn see(&mut self, terms: &Terms, top: &Top, now: Moment) -> Silence {
         let epoch = top.record.epoch;
         let since = match &self.seen {

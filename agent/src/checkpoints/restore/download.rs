@@ -25,6 +25,8 @@ use crate::storage::{Storage, StorageError};
 
 /// Below the run directory, on the same file system as the checkpoints.
 const FOLDER: &str = ".restore";
+/// A range is a part, up to this: what is in flight is in memory.
+const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// What a disk should have left beyond the checkpoint: its records, events and logs.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -38,7 +40,7 @@ pub(super) struct Download<'a> {
 }
 
 /// What is wrong with a commit, in words; or the work's outcome.
-type Judged<T> = Result<T, String>;
+pub(super) type Judged<T> = Result<T, String>;
 
 impl<'a> Download<'a> {
     pub(super) fn new(
@@ -58,9 +60,12 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// What is wrong with the commit as far as that shows without fetching it.
-    pub(super) async fn examine(&self) -> Result<Option<String>, CheckpointError> {
-        examine(self.store.as_ref(), self.job, self.commit).await
+    /// Looks at every file in the store, then fetches; its size.
+    pub(super) async fn obtain(&self) -> Result<Judged<u64>, CheckpointError> {
+        match examine(self.store.as_ref(), self.job, self.commit).await? {
+            Some(detail) => Ok(Err(detail)),
+            None => self.fetch().await,
+        }
     }
 
     /// Fetches what is missing and verifies all of it; its size.
@@ -165,13 +170,14 @@ impl<'a> Download<'a> {
     /// Fetches the ranges that are missing. Whether some were here already; what is wrong.
     async fn fetch_ranges(&self, file: &CommitFile) -> Result<(bool, Judged<()>), CheckpointError> {
         let (path, list) = (self.path(file), list_of(&self.folder, file.name()));
-        let (bytes, part_bytes) = (file.bytes, self.transfer.part_bytes_min);
+        let range_bytes = self.transfer.part_bytes_min.min(RANGE_BYTES_MAX);
+        let bytes = file.bytes;
         let (there, sink) = blocking(move || open(&path, &list, bytes)).await?;
         let sink = Arc::new(sink);
-        let ranges = (0..bytes.div_ceil(part_bytes))
+        let ranges = (0..bytes.div_ceil(range_bytes))
             .filter(|index| !there.contains(index))
             .map(|index| {
-                let range = index * part_bytes..bytes.min((index + 1) * part_bytes);
+                let range = index * range_bytes..bytes.min((index + 1) * range_bytes);
                 let (key, sink) = (self.job.key(&file.key), Arc::clone(&sink));
                 let store = Arc::clone(self.store);
                 async move {

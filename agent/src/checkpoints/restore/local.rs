@@ -1,5 +1,6 @@
 //! What the run directory holds and whose it is. Called by restore only.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -162,7 +163,7 @@ pub(super) async fn candidates(run_dir: &RunDir) -> Result<Vec<Candidate>, Check
                 });
             }
         }
-        found.sort_unstable_by(|a, b| b.step.cmp(&a.step));
+        found.sort_unstable_by_key(|candidate: &Candidate| Reverse(candidate.step));
         Ok(found)
     })
     .await

@@ -55,8 +55,8 @@ impl Source {
 /// `epoch`, while no trainer runs.
 ///
 /// # Errors
-/// Transient errors after the transfer's deadline; `NoneWhole` if the store has checkpoints and none
-/// is whole; `NoSpace`; `Foreign` if the run directory belongs to another job.
+/// Transient errors after the transfer's deadline; `NoneWhole` if the store has checkpoints and
+/// none is whole; `NoSpace`; `Foreign` if the run directory belongs to another job.
 pub async fn restore(
     store: &Arc<dyn Storage>,
     job: &Job,
@@ -79,21 +79,19 @@ pub async fn restore(
     let mut aside = Aside::default();
     for commit in &commits {
         let id = commit.id();
-        let source = match take_local(&note, &candidates, Some(commit), &mut aside).await? {
-            Some(step) => Source::Local { step },
+        let taken = match take_local(&note, &candidates, Some(commit), &mut aside).await? {
+            Some(step) => Ok(Source::Local { step }),
             None => {
                 let download = Download::new(&retrying, job, commit, run_dir, transfer);
-                if let Some(detail) = download.examine().await? {
-                    findings.push(Finding::Bad { commit: id, detail });
-                    continue;
-                }
-                match download.fetch().await? {
-                    Ok(bytes) => Source::Store { commit: id, bytes },
-                    Err(detail) => {
-                        findings.push(Finding::Bad { commit: id, detail });
-                        continue;
-                    }
-                }
+                let bytes = download.obtain().await?;
+                bytes.map(|bytes| Source::Store { commit: id, bytes })
+            }
+        };
+        let source = match taken {
+            Ok(source) => source,
+            Err(detail) => {
+                findings.push(Finding::Bad { commit: id, detail });
+                continue;
             }
         };
         let same_line = note

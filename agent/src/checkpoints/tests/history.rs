@@ -1,8 +1,10 @@
 use crate::checkpoints::kit::{Host, World, id};
 use crate::checkpoints::{CheckpointError, Finding, history};
 
-/// Publishes by decree: (epoch, step, parent).
-async fn publish(world: &World, host: &Host, commits: &[(u64, u64, Option<(u64, u64)>)]) {
+/// Epoch, step, parent.
+type Made = (u64, u64, Option<(u64, u64)>);
+
+async fn publish(world: &World, host: &Host, commits: &[Made]) {
     for (epoch, step, parent) in commits {
         host.save(*step, *epoch, None);
         let parent = parent.map(|(epoch, step)| id(epoch, step));

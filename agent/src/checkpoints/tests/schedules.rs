@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::checkpoints::kit::{Host, Paused, World, allowed, id, silent};
-use crate::checkpoints::{Policy, Published, Source, prune, sweep};
+use crate::checkpoints::{Depth, Policy, Published, Source, prune, restore, stage, sweep, verify};
 use crate::job::{CommitId, Holder, LeaseReason};
 use crate::lease::{self, Claim, Claimant, Lease, Terms};
 use crate::storage::faults::Plan;
 
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 const STEPS: u32 = 25;
 
 /// A host and what its agent believes.
@@ -229,7 +229,7 @@ async fn no_schedule_breaks_the_history() {
     }
     // The schedules are worth their name: takeovers, histories and zombies.
     assert!(
-        epochs > 2 * SEEDS && commits > 100 && orphans > 20,
+        epochs > 2 * SEEDS && commits > 50 && orphans > 10,
         "{epochs} {commits} {orphans}"
     );
 }
@@ -248,4 +248,34 @@ async fn a_seed_reprints_its_schedule() {
         told.push(schedule.context());
     }
     assert_eq!(told[0], told[1]);
+}
+
+/// The supervisor spawns them.
+#[tokio::test(start_paused = true)]
+async fn the_futures_can_move_between_threads() {
+    fn sendable(_: impl Send) {}
+    let (world, host) = (World::new(), Host::new());
+    let World {
+        store,
+        job,
+        transfer,
+        ..
+    } = &world;
+    host.save(1, 0, None);
+    let mut upload = world.upload(&host, 1, 1, None).await;
+    sendable(upload.run(store, transfer, &allowed, &silent));
+    sendable(upload.close(store.as_ref()));
+    sendable(stage(&host.run_dir, 1, transfer));
+    sendable(restore(store, job, 1, &host.run_dir, transfer));
+    sendable(prune(
+        store,
+        job,
+        1,
+        None,
+        &Policy::default(),
+        transfer,
+        &allowed,
+    ));
+    sendable(sweep(store, job, 1, None, transfer, &allowed));
+    sendable(verify(store, job, Depth::Heads, transfer));
 }

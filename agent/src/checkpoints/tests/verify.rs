@@ -48,73 +48,77 @@ async fn every_inconsistency_is_told() {
     ];
     for (case, expected) in cases {
         let world = sound().await;
-        let (job, memory) = (&world.job, &world.memory);
-        let put = async |key: String, body: Bytes| {
-            memory.put(&key, body).await.unwrap();
-        };
-        let mut commit = world.commit(id(1, 20)).await;
-        let file = job.key(&commit.files[0].key);
-        let mut contents = memory.get(&file).await.unwrap().bytes.to_vec();
-        let beat = BeatRecord {
-            version: VERSION,
-            epoch: 2,
-            seq: 1,
-            nonce: world.nonce(),
-            step: 0,
-            spent_usd: 0.0,
-        };
-        match case {
-            "a lease is missing" => memory.delete(&job.lease(1)).await.unwrap(),
-            "a lease is no lease" => put(job.lease(1), "[]".into()).await,
-            "a lease is another epoch's" => {
-                let lease = memory.get(&job.lease(2)).await.unwrap().bytes;
-                put(job.lease(1), lease).await;
-            }
-            "a stranger's lease" => put(format!("{}x.json", job.leases()), "{}".into()).await,
-            "a stranger's commit" => put(format!("{}latest", job.commits()), "{}".into()).await,
-            "a stranger's data" => put(format!("{}x", job.all_data()), "{}".into()).await,
-            "a stranger's beat" => put(job.beat(2), to_bytes(&beat)).await,
-            "a stranger's end" => {
-                let end = FinalRecord {
-                    version: VERSION,
-                    epoch: 2,
-                    nonce: world.nonce(),
-                    status: "completed".to_owned(),
-                    reason: String::new(),
-                    exit: 0,
-                    cost_usd: None,
-                    commit: None,
-                };
-                put(job.final_of(2), to_bytes(&end)).await;
-            }
-            "a commit of no epoch" => {
-                commit.epoch = 7;
-                put(job.commit(id(7, 20)), to_bytes(&commit)).await;
-            }
-            "a commit is another's" => put(job.commit(id(1, 10)), to_bytes(&commit)).await,
-            "a commit of a newer protocol" => {
-                commit.version = VERSION + 1;
-                put(job.commit(id(1, 20)), to_bytes(&commit)).await;
-            }
-            "two of one nonce" => {
-                commit.step = 15;
-                put(job.commit(id(1, 15)), to_bytes(&commit)).await;
-            }
-            "the base is gone" => memory.delete(&job.commit(id(1, 20))).await.unwrap(),
-            "a file is gone" => memory.delete(&file).await.unwrap(),
-            "a file is cut" => put(file, Bytes::from(contents[..150].to_vec())).await,
-            _ => {
-                contents[0] ^= 1;
-                put(file, Bytes::from(contents)).await;
-            }
-        }
-        let report = verify(memory, job, Depth::Heads, &world.transfer)
-            .await
-            .unwrap();
+        spoil(&world, case).await;
+        let report = verify(&world.memory, &world.job, Depth::Heads, &world.transfer).await;
+        let report = report.unwrap();
         let told = report
             .problems
             .iter()
             .any(|problem| problem.contains(expected));
         assert!(told, "{case}: {:?}", report.problems);
+    }
+}
+
+/// Makes the case true.
+async fn spoil(world: &World, case: &str) {
+    let (job, memory) = (&world.job, &world.memory);
+    let put = async |key: String, body: Bytes| {
+        memory.put(&key, body).await.unwrap();
+    };
+    let mut commit = world.commit(id(1, 20)).await;
+    let file = job.key(&commit.files[0].key);
+    let mut contents = memory.get(&file).await.unwrap().bytes.to_vec();
+    let beat = BeatRecord {
+        version: VERSION,
+        epoch: 2,
+        seq: 1,
+        nonce: world.nonce(),
+        step: 0,
+        spent_usd: 0.0,
+    };
+    match case {
+        "a lease is missing" => memory.delete(&job.lease(1)).await.unwrap(),
+        "a lease is no lease" => put(job.lease(1), "[]".into()).await,
+        "a lease is another epoch's" => {
+            let lease = memory.get(&job.lease(2)).await.unwrap().bytes;
+            put(job.lease(1), lease).await;
+        }
+        "a stranger's lease" => put(format!("{}x.json", job.leases()), "{}".into()).await,
+        "a stranger's commit" => put(format!("{}latest", job.commits()), "{}".into()).await,
+        "a stranger's data" => put(format!("{}x", job.all_data()), "{}".into()).await,
+        "a stranger's beat" => put(job.beat(2), to_bytes(&beat)).await,
+        "a stranger's end" => {
+            let end = FinalRecord {
+                version: VERSION,
+                epoch: 2,
+                nonce: world.nonce(),
+                status: "completed".to_owned(),
+                reason: String::new(),
+                exit: 0,
+                cost_usd: None,
+                commit: None,
+            };
+            put(job.final_of(2), to_bytes(&end)).await;
+        }
+        "a commit of no epoch" => {
+            commit.epoch = 7;
+            put(job.commit(id(7, 20)), to_bytes(&commit)).await;
+        }
+        "a commit is another's" => put(job.commit(id(1, 10)), to_bytes(&commit)).await,
+        "a commit of a newer protocol" => {
+            commit.version = VERSION + 1;
+            put(job.commit(id(1, 20)), to_bytes(&commit)).await;
+        }
+        "two of one nonce" => {
+            commit.step = 15;
+            put(job.commit(id(1, 15)), to_bytes(&commit)).await;
+        }
+        "the base is gone" => memory.delete(&job.commit(id(1, 20))).await.unwrap(),
+        "a file is gone" => memory.delete(&file).await.unwrap(),
+        "a file is cut" => put(file, Bytes::from(contents[..150].to_vec())).await,
+        _ => {
+            contents[0] ^= 1;
+            put(file, Bytes::from(contents)).await;
+        }
     }
 }
