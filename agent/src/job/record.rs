@@ -95,7 +95,8 @@ impl LeaseRecord {
     }
 }
 
-/// `lease/<epoch>.beat.json`: a sign of life. `seq` and `nonce` make every body differ.
+/// `lease/<epoch>.beat.json`: a sign of life. `nonce` is the lease's; with it `seq` makes
+/// every body differ from all others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BeatRecord {
     pub version: u32,

@@ -127,8 +127,7 @@ impl Look {
 /// Who claims, and why it may.
 #[derive(Clone, Debug)]
 pub struct Claimant {
-    /// New for every epoch that is claimed; the same when a claim that ended in an error is tried
-    /// again, which then finds what the lost answer was.
+    /// New for every call; those of calls that ended in an error tell their leases later.
     pub nonce: Nonce,
     pub holder: Holder,
     pub attempt: u32,
@@ -236,8 +235,9 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
 /// from now.
 ///
 /// # Errors
-/// If the deadline passed or the store refuses: then it is not known whether we have it. The lease,
-/// if it is ours, is found by looking and claiming again with the same nonce.
+/// If the deadline passed or the store refuses: then it is not known whether it was created. If it
+/// took half of the ttl: it was created, but others may have watched it since. Either way nobody
+/// beats for it: look again, and take a lease with the old nonce for that of a dead holder.
 pub async fn claim(
     store: &dyn Storage,
     clock: &dyn Clock,
@@ -252,8 +252,7 @@ pub async fn claim(
     if let Some(top) = &look.top
         && ours(&top.record)
     {
-        // A former call created it and did not hear of it.
-        return confirm(store, clock, job, terms, top.record.clone()).await;
+        return Err(undated(store, job, top.record.epoch));
     }
     let epoch = look.epoch() + 1;
     let key = job.lease(epoch);
@@ -285,8 +284,10 @@ pub async fn claim(
             return Ok(Claim::Lost(record));
         }
         let valid_until = sent + terms.validity();
-        if clock.now() + terms.warn_after() > valid_until {
-            return confirm(store, clock, job, terms, record).await;
+        let late = clock.now() + terms.warn_after() > valid_until;
+        // A revocation does not run out: nobody watches it.
+        if late && !record.is_revoked() {
+            return Err(undated(store, job, epoch));
         }
         return Ok(Claim::Won(Lease {
             record,
@@ -417,34 +418,11 @@ pub async fn revoke(
     }
 }
 
-/// A lease whose claim was sent we do not know when: a beat tells until when it is ours.
-async fn confirm(
-    store: &dyn Storage,
-    clock: &dyn Clock,
-    job: &Job,
-    terms: &Terms,
-    record: LeaseRecord,
-) -> Result<Claim, JobError> {
-    let first = BeatRecord {
-        version: VERSION,
-        epoch: record.epoch,
-        seq: 0,
-        nonce: record.nonce.clone(),
-        step: record.base.map_or(0, |base| base.step),
-        spent_usd: 0.0,
-    };
-    match beat(store, clock, job, terms, &first).await? {
-        Beat::Held { valid_until } => Ok(Claim::Won(Lease {
-            record,
-            valid_until,
-        })),
-        Beat::Lost(Some(by)) => Ok(Claim::Lost(by)),
-        Beat::Lost(None) => {
-            let detail = "the next epoch's lease cannot be read";
-            let key = job.lease(record.epoch + 1);
-            Err(requests::transient(store, "get", &key, detail).into())
-        }
-    }
+/// A lease that others may have watched for longer than we know of: no beat helps, as the last look
+/// of a watcher can come before it and the watcher's own claim after everything that we look at.
+fn undated(store: &dyn Storage, job: &Job, epoch: u64) -> JobError {
+    let detail = "created too long ago to count as ours";
+    requests::transient(store, "create", &job.lease(epoch), detail).into()
 }
 
 /// The fence of the next epoch: the newest commit of the epoch looked at, else that epoch's own.
