@@ -17,9 +17,19 @@ use crate::redact::Redactor;
 use crate::run::{self, Options};
 use crate::state::{LeaseMode, OnLost, Settings};
 use crate::storage::open::open;
+use crate::storage::probe;
 
 /// Words that begin a command of the agent; anything else is the trainer's.
-const COMMANDS: &[&str] = &["run", "verify", "help", "--help", "-h", "--version", "-V"];
+const COMMANDS: &[&str] = &[
+    "run",
+    "verify",
+    "probe-store",
+    "help",
+    "--help",
+    "-h",
+    "--version",
+    "-V",
+];
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const STATUS_EVERY: Duration = Duration::from_secs(5);
@@ -45,6 +55,12 @@ enum Command {
         /// Read every byte instead of sizes and the store's own checksums.
         #[arg(long)]
         deep: bool,
+    },
+    /// Find out what a store can do: whether one job has one trainer there, whatever happens.
+    ProbeStore {
+        /// s3://bucket/prefix or a folder.
+        #[arg(env = "AGENT_STORE", default_value = "./store")]
+        store: String,
     },
 }
 
@@ -184,6 +200,7 @@ async fn obey(command: Command, print: &mut dyn FnMut(&str)) -> Result<ExitStatu
     match command {
         Command::Run(run) => run::run(run.options().await?).await,
         Command::Verify { place, deep } => verify(&place, deep, print).await,
+        Command::ProbeStore { store } => probe_store(&store, print).await,
     }
 }
 
@@ -306,6 +323,17 @@ async fn verify(
         Ok(ExitStatus::Completed)
     } else {
         Ok(ExitStatus::Failed)
+    }
+}
+
+async fn probe_store(store: &str, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+    let store = open(store).await?;
+    let verdict = probe::probe(&store, fastrand::u64(..)).await?;
+    print(&verdict.to_string());
+    if verdict.allows_lease() {
+        Ok(ExitStatus::Completed)
+    } else {
+        Ok(ExitStatus::Unfit)
     }
 }
 

@@ -9,6 +9,8 @@ use crate::storage::StorageError;
 pub enum ExitStatus {
     /// The trainer finished and its last checkpoint is verified in the store.
     Completed = 0,
+    /// The store that was probed cannot hold a lease.
+    Unfit = 1,
     /// Failed for good: the same would happen elsewhere.
     Failed = 10,
     /// Failed here; another try, perhaps on another machine, can succeed.
@@ -36,6 +38,7 @@ impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Self::Completed => "completed",
+            Self::Unfit => "the store holds no lease",
             Self::Failed => "failed",
             Self::Retryable => "failed, worth another try",
             Self::Resumable => "stopped, resumable",

@@ -5,10 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-pub mod error;
 pub mod clock;
 pub mod redact;
 pub mod storage;
+pub mod error;
 pub mod job;
 pub mod lease;
 pub mod checkpoints;

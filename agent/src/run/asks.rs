@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{Executor, Message, Permit, checkpoint_fault, fault, job_fault, new_nonce};
+use super::controls::{last_key, read_controls};
+use super::{Executor, InFlight, Message, Permit, checkpoint_fault, fault, job_fault, new_nonce};
 use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
 use crate::clock::{BootClock, Clock, Moment};
 use crate::job::{
@@ -15,21 +16,23 @@ use crate::job::{
 use crate::lease::{self, Claimant, Look, Standing, Terms};
 use crate::logs::Logs;
 use crate::state::{
-    Beat, Claim, Command, Event, Fault, LeaseMode, Level, Published, Reason, Restored, Sight,
-    Verdict,
+    Beat, Claim, Event, Fault, LeaseMode, Level, Published, Reason, Restored, Sight, Verdict,
 };
 use crate::status::{self, Extra, LOG_LINES};
-use crate::storage::{Storage, StorageError};
+use crate::storage::retry::{Policy, Retry};
+use crate::storage::{Storage, StorageError, probe};
 
 /// One small request that is not about the lease.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// All that is tried out at the start, unless the store is down.
+const PROBE_MAX: Duration = Duration::from_secs(120);
 /// The end and the release are tried for so long before the supervisor hears of it.
 const RECORD_MAX: Duration = Duration::from_secs(10);
 /// Bringing what there is of the output to the store.
 const LOGS_MAX: Duration = Duration::from_secs(25);
-/// Commands read at once; the rest at the next beat.
-const CONTROLS_MAX: usize = 16;
 const LISTED_MAX: usize = 100_000;
+/// What is swept is a day old; how much later does not matter.
+const SWEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// The time for people, RFC 3339.
 pub(super) fn wall_time() -> String {
@@ -101,16 +104,19 @@ impl Executor {
         self.happen(event);
     }
 
-    /// The store's promise, as far as it matters here: of several creations one succeeds.
+    /// Whether the store keeps the promises that a lease rests on.
     pub(super) fn probe(&mut self) {
         let options = Arc::clone(&self.options);
         let work = async move {
-            let verdict =
-                match timeout(REQUEST_MAX, probe_create(&*options.store, &options.job)).await {
-                    Ok(Ok(verdict)) => Ok(verdict),
-                    Ok(Err(error)) => Err(fault(error.is_transient(), &error)),
-                    Err(_) => Err(fault(true, &"the store does not answer")),
-                };
+            let found = timeout(PROBE_MAX, probe::probe(&options.store, fastrand::u64(..))).await;
+            let verdict = match found {
+                Ok(Ok(found)) => Ok(match found.objection() {
+                    None => Verdict::Sound,
+                    Some(why) => Verdict::NoLeases(why),
+                }),
+                Ok(Err(error)) => Err(fault(error.is_transient(), &error)),
+                Err(_) => Err(fault(true, &"the store does not answer")),
+            };
             Message::Event(Event::Probed(verdict))
         };
         self.spawn(work, None);
@@ -336,10 +342,11 @@ impl Executor {
     pub(super) fn publish(&mut self, epoch: u64, step: u64) {
         let options = Arc::clone(&self.options);
         let (kept, permit) = (Arc::clone(&self.upload), Arc::clone(&self.permit));
+        let in_flight = Arc::clone(&self.in_flight);
         let parent = self.parent;
         let began = BootClock.now();
         let work = async move {
-            let result = upload(&options, &kept, (epoch, step), parent, &permit).await;
+            let result = upload(&options, &kept, &in_flight, (epoch, step), parent, &permit).await;
             Message::Published {
                 epoch,
                 step,
@@ -355,26 +362,32 @@ impl Executor {
         self.publishing = Some(self.spawn(work, Some(cancelled)));
     }
 
-    pub(super) fn prune(&mut self) {
+    /// Removes what the policy does not keep and, now and then, what was never finished.
+    pub(super) fn prune(&mut self, now: Moment) {
         let options = Arc::clone(&self.options);
-        let permit = Arc::clone(&self.permit);
+        let (permit, in_flight) = (Arc::clone(&self.permit), Arc::clone(&self.in_flight));
         let epoch = self.state.epoch().unwrap_or(0);
         let resumed_from = self.resumed_from;
+        let sweep = self.swept.is_none_or(|at| now.since(at) >= SWEEP_EVERY);
+        if sweep {
+            self.swept = Some(now);
+        }
         let work = async move {
+            let (store, job, transfer) = (&options.store, &options.job, &options.transfer);
             let allows = move || permit.allows();
-            let pruned = checkpoints::prune(
-                &options.store,
-                &options.job,
-                epoch,
-                resumed_from,
-                &options.policy,
-                &options.transfer,
-                &allows,
-            );
-            let result = pruned
-                .await
-                .map(drop)
-                .map_err(|error| checkpoint_fault(&error));
+            let policy = &options.policy;
+            let mut result =
+                checkpoints::prune(store, job, epoch, resumed_from, policy, transfer, &allows)
+                    .await
+                    .map(drop);
+            if sweep && result.is_ok() {
+                // One that begins after this is too young to be swept.
+                let nonce = in_flight.get();
+                let swept =
+                    checkpoints::sweep(store, job, epoch, nonce.as_ref(), transfer, &allows);
+                result = swept.await.map(drop);
+            }
+            let result = result.map_err(|error| checkpoint_fault(&error));
             Message::Event(Event::Pruned(result))
         };
         self.spawn(work, None);
@@ -412,7 +425,9 @@ impl Executor {
         let options = Arc::clone(&self.options);
         let logs = Arc::clone(&self.logs);
         let work = async move {
-            let shipped = ship(&*options.store, &options.job, &logs, last);
+            let policy = Policy::until(LOGS_MAX);
+            let store = Retry::new(Arc::clone(&options.store), policy, fastrand::u64(..));
+            let shipped = ship(&store, &options.job, &logs, last);
             let result = match timeout(LOGS_MAX, shipped).await {
                 Ok(result) => result.map_err(|error| fault(error.is_transient(), &error)),
                 Err(_) => Err(fault(true, &"the store is slow to take the output")),
@@ -501,6 +516,7 @@ async fn record_end(
 async fn upload(
     options: &super::Options,
     kept: &tokio::sync::Mutex<Option<Upload>>,
+    in_flight: &InFlight,
     (epoch, step): (u64, u64),
     parent: Option<CommitId>,
     permit: &Permit,
@@ -514,6 +530,7 @@ async fn upload(
     if kept.is_none() {
         let staged = checkpoints::stage(&options.run_dir, step, &options.transfer).await?;
         let nonce = new_nonce();
+        in_flight.set(nonce.clone());
         *kept = Some(Upload::new(
             &options.job,
             epoch,
@@ -558,58 +575,4 @@ async fn last_attempt(store: &dyn Storage, job: &Job) -> Result<u32, StorageErro
         .iter()
         .filter_map(|entry| job.parse_log_segment(&entry.key));
     Ok(attempts.map(|(attempt, _)| attempt).max().unwrap_or(0))
-}
-
-async fn last_key(store: &dyn Storage, prefix: &str) -> Result<Option<String>, StorageError> {
-    let listed = store.list(prefix, None, LISTED_MAX).await?;
-    Ok(listed.into_iter().next_back().map(|entry| entry.key))
-}
-
-/// The commands that came after the last that was seen.
-async fn read_controls(
-    store: &dyn Storage,
-    job: &Job,
-    after: Option<&str>,
-) -> Result<Option<(Vec<Command>, String)>, StorageError> {
-    let listed = store.list(&job.controls(), after, CONTROLS_MAX).await?;
-    let mut commands = Vec::new();
-    let mut last = None;
-    for entry in listed {
-        let body = store.get(&entry.key).await?;
-        commands.push(parse_command(&body.bytes));
-        last = Some(entry.key);
-    }
-    Ok(last.map(|last| (commands, last)))
-}
-
-/// `{"kind": "stop", "mode": "graceful" | "now"}` or `{"kind": "checkpoint"}`.
-pub(super) fn parse_command(bytes: &[u8]) -> Command {
-    let body: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
-    let word = |key: &str| body.get(key).and_then(|value| value.as_str());
-    match (word("kind"), word("mode")) {
-        (Some("stop"), None | Some("graceful")) => Command::Stop { now: false },
-        (Some("stop"), Some("now")) => Command::Stop { now: true },
-        (Some("checkpoint"), _) => Command::Save,
-        (kind, _) => Command::Unknown(kind.unwrap_or("something unreadable").to_owned()),
-    }
-}
-
-/// Creates one object twice.
-async fn probe_create(store: &dyn Storage, job: &Job) -> Result<Verdict, StorageError> {
-    use crate::storage::Created;
-    let key = format!("{}probe/{}", job.prefix(), new_nonce());
-    let first = store.create(&key, "1".into()).await?;
-    let second = store.create(&key, "2".into()).await?;
-    store.delete(&key).await?;
-    Ok(match (first, second) {
-        (Created::New(_), Created::Exists) => Verdict::Sound,
-        (Created::Exists, _) => Verdict::NoLeases(format!(
-            "{}: a new object is said to exist already",
-            store.name()
-        )),
-        (_, Created::New(_)) => Verdict::NoLeases(format!(
-            "{}: it ignores If-None-Match: of two creations both succeed",
-            store.name()
-        )),
-    })
 }

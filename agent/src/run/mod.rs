@@ -4,6 +4,7 @@
 //! Everything that takes time is a task of its own that ends in one message; a task that breaks down
 //! is a message as well. The loop itself never waits for the store.
 
+mod controls;
 mod asks;
 mod local;
 mod trainer;
@@ -100,6 +101,21 @@ impl Permit {
     }
 }
 
+/// Which upload goes on, or went on last: it is no litter, however old it gets.
+#[derive(Default)]
+struct InFlight(Mutex<Option<Nonce>>);
+
+impl InFlight {
+    fn set(&self, nonce: Nonce) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce);
+    }
+
+    fn get(&self) -> Option<Nonce> {
+        let nonce = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nonce.clone()
+    }
+}
+
 struct Executor {
     options: Arc<Options>,
     state: State,
@@ -117,8 +133,11 @@ struct Executor {
     resumed_from: Option<CommitId>,
     /// Survives a failed try, so that the next one goes on from there.
     upload: Arc<tokio::sync::Mutex<Option<Upload>>>,
+    in_flight: Arc<InFlight>,
     publishing: Option<tokio::task::AbortHandle>,
     restoring: Option<tokio::task::AbortHandle>,
+    /// When unfinished things in the store were last looked for.
+    swept: Option<Moment>,
     attempt: u32,
     beats: u64,
     control: Option<String>,
@@ -203,8 +222,10 @@ impl Executor {
             parent: None,
             resumed_from: None,
             upload: Arc::default(),
+            in_flight: Arc::default(),
             publishing: None,
             restoring: None,
+            swept: None,
             attempt: 0,
             beats: 0,
             control: None,
@@ -243,7 +264,7 @@ impl Executor {
                     task.abort();
                 }
             }
-            Action::Prune => self.prune(),
+            Action::Prune => self.prune(now),
             Action::CommitUntil(until) => self.permit.set(until),
             Action::WriteStatus => self.write_status(now),
             Action::WriteLogs { last } => self.write_logs(last),

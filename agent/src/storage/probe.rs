@@ -77,22 +77,32 @@ impl Verdict {
         ]
     }
 
-    /// One line: what to do with this store.
-    pub fn summary(&self) -> String {
-        let store = &self.store;
+    /// Why no lease may rest on this store, in one line; `None` if one may.
+    pub fn objection(&self) -> Option<String> {
         if self.allows_lease() {
-            return format!("{store}: leases are safe here (--lease strict)");
+            return None;
         }
         let wrong: Vec<String> = self.findings()[..4]
             .iter()
             .filter(|(_, finding)| **finding != Finding::Works)
             .map(|(name, finding)| format!("{name}: {finding}"))
             .collect();
-        format!(
-            "{store}: no lease can be held here ({}); hint: use another store, or --lease off if \
-             you make sure that only one container runs this job",
-            wrong.join("; ")
-        )
+        let wrong = wrong.join("; ");
+        Some(format!(
+            "{}: no lease can be held here ({wrong})",
+            self.store
+        ))
+    }
+
+    /// What to do with this store: one line, and a hint where leases do not work.
+    pub fn summary(&self) -> String {
+        match self.objection() {
+            None => format!("{}: leases are safe here (--lease strict)", self.store),
+            Some(why) => format!(
+                "{why}\nhint: use another store, or --lease off if you make sure that only one \
+                 container runs this job"
+            ),
+        }
     }
 }
 

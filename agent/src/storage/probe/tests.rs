@@ -132,7 +132,7 @@ part checksums  yes
 kept checksums  yes
 lists uploads   yes
 memory: no lease can be held here (create-only: no: replaced what was there; races: no: \
-create-only does not work for one alone); hint: use another store, or --lease off if you make \
-sure that only one container runs this job"
+create-only does not work for one alone)
+hint: use another store, or --lease off if you make sure that only one container runs this job"
     );
 }
