@@ -1,9 +1,9 @@
-//! The heart of the agent: [`step`], from what happened to what is to be done. Called by the loop in
-//! `run` and by the simulator.
+//! The heart of the agent: [`step`], from what happened to what is to be done. Called by the loop
+//! in `run` and by the simulator.
 //!
 //! It is pure and total: no clock, no store, no process; any event in any state has an answer. An
-//! event first changes what is known; then each part looks at all that is known and asks for what is
-//! due. A part never waits for an event that must come: everything has a moment after which the
+//! event first changes what is known; then each part looks at all that is known and asks for what
+//! is due. A part never waits for an event that must come: everything has a moment after which the
 //! supervisor goes on without it.
 
 mod checkpoints;

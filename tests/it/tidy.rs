@@ -19,7 +19,12 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LINE_COLUMNS_MAX: usize = 100;
 
 /// Functions that may be longer: `(file, function, reason)`.
-const LONG_FUNCTIONS: [(&str, &str, &str); 6] = [
+const LONG_FUNCTIONS: [(&str, &str, &str); 7] = [
+    (
+        "agent/src/supervisor/ending.rs",
+        "advance_stage",
+        "a table: stage to what is due in it",
+    ),
     (
         "kernels/src/matmul/tests.rs",
         "check",

@@ -1,5 +1,6 @@
-//! The last step before the trainer, in the new process: `agent exec-trainer <parent> <oom_score_adj>
-//! -- <program> <args>`. `main` hands over to this before it looks at anything else.
+//! The last step before the trainer, in the new process: `agent exec-trainer <parent>
+//! <oom_score_adj> -- <program> <args>`. `main` hands over to this before it looks at anything
+//! else.
 //!
 //! Asking the kernel for a signal at the parent's death has to happen in the child, between fork
 //! and exec. Doing it in a program of our own needs no code inside a forked copy of a

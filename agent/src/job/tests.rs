@@ -1,3 +1,5 @@
+//! Keys and names, there and back.
+
 use super::*;
 
 #[test]

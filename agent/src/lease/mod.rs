@@ -231,8 +231,8 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
 }
 
 /// Claims the epoch after the one looked at. The caller knows that it may: see [`Look::standing`]
-/// and [`Watch`]. Lost answers, conflicts and time-outs are settled by reading back, until `deadline`
-/// from now.
+/// and [`Watch`]. Lost answers, conflicts and time-outs are settled by reading back, until
+/// `deadline` from now.
 ///
 /// # Errors
 /// If the deadline passed or the store refuses: then it is not known whether it was created. If it

@@ -1,3 +1,5 @@
+//! What a run tells of itself, and how long it may be silent.
+
 use super::*;
 
 const STALL: Duration = Duration::from_secs(60);

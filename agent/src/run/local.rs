@@ -1,8 +1,8 @@
 //! What the agent keeps in the run directory of itself: that it alone uses it, and under which
 //! nonces it claimed. Called when a run begins and before each claim.
 //!
-//! Whoever has the lock knows that every former agent of this directory is dead. So a lease that one
-//! of them claimed in this boot is nobody's, and is claimed anew without waiting for its end.
+//! Whoever has the lock knows that every former agent of this directory is dead. So a lease that
+//! one of them claimed in this boot is nobody's, and is claimed anew without waiting for its end.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,8 +1,8 @@
 //! The loop: hears what happens, asks the supervisor, carries out what it wants. Called by the
 //! command line.
 //!
-//! Everything that takes time is a task of its own that ends in one message; a task that breaks down
-//! is a message as well. The loop itself never waits for the store.
+//! Everything that takes time is a task of its own that ends in one message; a task that breaks
+//! down is a message as well. The loop itself never waits for the store.
 
 mod controls;
 mod asks;

@@ -1,10 +1,10 @@
 //! The simulator: thousands of seeded schedules of agents, trainers and a store in which everything
 //! that can go wrong does, against what must never happen.
 //!
-//! Real: [`crate::supervisor::step`] and everything it decides. Modelled: time, the store's protocol
-//! (`store.rs`, request by request, each delayed, lost, or landing after its sender gave up), the
-//! requests of an agent (`operation.rs`), its trainer and its machine (`world.rs`). After some
-//! minutes the faults stop, and then the job has to come to its end.
+//! Real: [`crate::supervisor::step`] and everything it decides. Modelled: time, the store's
+//! protocol (`store.rs`, request by request, each delayed, lost, or landing after its sender gave
+//! up), the requests of an agent (`operation.rs`), its trainer and its machine (`world.rs`). After
+//! some minutes the faults stop, and then the job has to come to its end.
 
 mod operation;
 mod random;

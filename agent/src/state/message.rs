@@ -174,6 +174,26 @@ pub enum Sight {
     Done { epoch: u64, status: String },
 }
 
+impl Sight {
+    /// The newest epoch that was seen, 0 if there is none.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            Self::Free { epoch }
+            | Self::Held { epoch, .. }
+            | Self::Revoked { epoch }
+            | Self::Done { epoch, .. } => *epoch,
+        }
+    }
+
+    /// Who has it or had it last, for people.
+    pub fn holder(&self) -> String {
+        match self {
+            Self::Held { holder, .. } => holder.clone(),
+            _ => format!("the holder of epoch {}", self.epoch()),
+        }
+    }
+}
+
 /// What became of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {

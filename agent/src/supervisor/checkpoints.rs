@@ -52,8 +52,8 @@ pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     }
 }
 
-/// In the last minutes: gives up the upload of an older checkpoint where only the newest would still
-/// get through, and any upload when its time is up.
+/// In the last minutes: gives up the upload of an older checkpoint where only the newest would
+/// still get through, and any upload when its time is up.
 fn make_room(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     let Some(publish_until) = ending::publish_until(state) else {
         return;

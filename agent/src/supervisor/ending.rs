@@ -130,8 +130,8 @@ pub(super) fn notice(
     }
 }
 
-/// When a trainer that is saving is given up, so that what it has saved still gets to the store; but
-/// the save goes first where there is not time for both.
+/// When a trainer that is saving is given up, so that what it has saved still gets to the store;
+/// but the save goes first where there is not time for both.
 fn kill_moment(state: &State, now: Moment, deadline: Moment) -> Moment {
     let left = deadline.since(now);
     let usable = left.saturating_sub(tail(left));

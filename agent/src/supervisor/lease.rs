@@ -1,10 +1,10 @@
 //! The lease as the supervisor sees it: seek, hold, notice the loss. All times are moments of our
 //! own boot clock.
 //!
-//! Three rules make "valid" mean something whatever a request's delay: a holder counts a beat only if
-//! its answer came while the lease was still valid; a watcher takes over only after a look that it
-//! *asked for* when the patience was over already; and a lease that lapsed, or whose creation we did
-//! not hear of in time, is never revived: we claim the next epoch like everybody else.
+//! Three rules make "valid" mean something whatever a request's delay: a holder counts a beat only
+//! if its answer came while the lease was still valid; a watcher takes over only after a look that
+//! it *asked for* when the patience was over already; and a lease that lapsed, or whose creation we
+//! did not hear of in time, is never revived: we claim the next epoch like everybody else.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{ask_to_save, ending, say, trainer};
 use crate::clock::Moment;
 use crate::state::{
     Action, Beat, Call, Claim, Fault, Held, Lease, LeaseMode, Level, OnLost, Reason, Risk, Seeking,
-    Sight, State, StopReason, Trainer, Verdict, Watched,
+    Settings, Sight, State, StopReason, Trainer, Verdict, Watched,
 };
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -105,20 +105,14 @@ pub(super) fn looked(
             return unreachable(state, fault, since, now, todo);
         }
     };
-    let (Sight::Free { epoch }
-    | Sight::Held { epoch, .. }
-    | Sight::Revoked { epoch }
-    | Sight::Done { epoch, .. }) = sight;
+    let epoch = sight.epoch();
     if matches!(sight, Sight::Held { dead: true, .. }) && seeking.lapsed.is_some() {
         // A claim of ours that we did not hear of.
         seeking.lapsed = Some(epoch);
     }
     if seeking.lapsed.is_some_and(|own| own != epoch) {
         // Somebody has claimed since. Whatever became of it, our training is void.
-        let holder = match &sight {
-            Sight::Held { holder, .. } => holder.clone(),
-            _ => format!("the holder of epoch {epoch}"),
-        };
+        let holder = sight.holder();
         let revoked = matches!(sight, Sight::Revoked { .. });
         return lose(state, holder, revoked, now, todo);
     }
@@ -155,19 +149,21 @@ pub(super) fn looked(
         seeking.claiming = true;
         todo.push(Action::Claim { after: epoch });
     } else {
-        let pause = if may_claim { SOON } else { look_every(state) };
-        if let Lease::Seeking(seeking) = &mut state.lease {
-            seeking.call = Call::due(now + pause);
-        }
+        let pause = if may_claim {
+            SOON
+        } else {
+            look_every(&state.settings)
+        };
+        seeking.call = Call::due(now + pause);
     }
 }
 
 /// How often a held lease is looked at: soon enough to see the first beats of a holder that began
 /// together with us; a standby has time.
-fn look_every(state: &State) -> Duration {
-    match state.settings.on_lost {
-        OnLost::Exit => state.settings.ttl / 30,
-        OnLost::Standby => state.settings.ttl / 8,
+fn look_every(settings: &Settings) -> Duration {
+    match settings.on_lost {
+        OnLost::Exit => settings.ttl / 30,
+        OnLost::Standby => settings.ttl / 8,
     }
 }
 

@@ -1,3 +1,5 @@
+//! The pure step, event by event, on a bench that answers what it asks for.
+
 mod ending;
 mod lease;
 

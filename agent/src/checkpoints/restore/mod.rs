@@ -79,20 +79,17 @@ pub async fn restore(
     let mut aside = Aside::default();
     for commit in &commits {
         let id = commit.id();
-        let taken = match take_local(&note, &candidates, Some(commit), &mut aside).await? {
-            Some(step) => Ok(Source::Local { step }),
-            None => {
-                let download = Download::new(&retrying, job, commit, run_dir, transfer);
-                let bytes = download.obtain().await?;
-                bytes.map(|bytes| Source::Store { commit: id, bytes })
-            }
-        };
-        let source = match taken {
-            Ok(source) => source,
-            Err(detail) => {
-                findings.push(Finding::Bad { commit: id, detail });
-                continue;
-            }
+        let local = take_local(&note, &candidates, Some(commit), &mut aside).await?;
+        let download = Download::new(&retrying, job, commit, run_dir, transfer);
+        let source = match local {
+            Some(step) => Source::Local { step },
+            None => match download.obtain().await? {
+                Ok(bytes) => Source::Store { commit: id, bytes },
+                Err(detail) => {
+                    findings.push(Finding::Bad { commit: id, detail });
+                    continue;
+                }
+            },
         };
         let same_line = note
             .as_ref()
@@ -111,12 +108,8 @@ pub async fn restore(
             findings,
         });
     }
-    if let Some(Finding::Bad { commit, detail }) = findings.first() {
-        return Err(CheckpointError::NoneWhole {
-            count: findings.len(),
-            newest: commits.first().map_or(*commit, CommitRecord::id),
-            detail: detail.clone(),
-        });
+    if let Some(error) = none_whole(&commits, &findings) {
+        return Err(error);
     }
     assert!(
         commits.is_empty() && base.is_none(),
@@ -131,6 +124,18 @@ pub async fn restore(
         source,
         parent: None,
         findings,
+    })
+}
+
+/// What to say of a store whose checkpoints were all found bad; `None` if it has none.
+fn none_whole(commits: &[CommitRecord], findings: &[Finding]) -> Option<CheckpointError> {
+    let Some(Finding::Bad { commit, detail }) = findings.first() else {
+        return None;
+    };
+    Some(CheckpointError::NoneWhole {
+        count: findings.len(),
+        newest: commits.first().map_or(*commit, CommitRecord::id),
+        detail: detail.clone(),
     })
 }
 

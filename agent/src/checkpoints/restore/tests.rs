@@ -1,3 +1,5 @@
+//! Restoring from a store in memory: damage, faults, kills, strangers and full disks.
+
 use std::fs;
 use std::time::Duration;
 

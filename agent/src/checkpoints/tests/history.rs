@@ -1,3 +1,5 @@
+//! Which commits count.
+
 use crate::checkpoints::kit::{Host, World, id};
 use crate::checkpoints::{CheckpointError, Finding, history};
 

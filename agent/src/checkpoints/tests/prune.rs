@@ -1,3 +1,5 @@
+//! What is removed, what stays, and kills in between.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

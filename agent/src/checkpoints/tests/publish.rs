@@ -1,3 +1,5 @@
+//! Staging and publishing, with kills and faults at every request.
+
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! Everything that can be wrong with a job in a store is told.
+
 use bytes::Bytes;
 
 use crate::checkpoints::kit::{Host, World, id};
