@@ -130,7 +130,6 @@ pub fn partials_len(rows: usize, channels: usize) -> usize {
 
 /// dwte += …, dwpe += …, from `dout`, which stays as it is.
 #[expect(clippy::too_many_arguments, reason = "the tensors of the operation")]
-
 pub fn backward<T: Float>(
     stream: &Stream,
     dwte: &mut Buffer<f32>, // (V, C)

@@ -117,10 +117,6 @@ pub fn scratch_len(rows: usize, c: usize) -> usize {
 }
 
 /// Gradients through LN, from `dout` and what forward saved.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what the operation reads, beside its gradients"
-)]
 pub fn backward<T: Float>(
     stream: &Stream,
     gradients: &mut Gradients<'_, T>,
