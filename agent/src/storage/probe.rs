@@ -134,7 +134,7 @@ struct Probe {
 }
 
 /// Finds out what `store` can do. `nonce` makes the keys differ from every other probe's. It writes
-/// below `probe-<nonce>/` and removes what it wrote, also when it fails.
+/// below `probe-<nonce>/` and removes what it wrote, unless the store ceases to answer.
 ///
 /// # Errors
 /// If the store cannot be asked at all: transient when it did not answer, permanent with wrong
@@ -145,6 +145,10 @@ pub async fn probe(store: &Arc<dyn Storage>, nonce: u64) -> Result<Verdict, Stor
         at: format!("probe-{nonce:016x}"),
     };
     let verdict = probe.run().await;
+    // One that does not answer was waited for already.
+    if verdict.as_ref().is_err_and(StorageError::is_transient) {
+        return verdict;
+    }
     let cleared = probe.clear().await;
     let mut verdict = verdict?;
     if let Err(e) = cleared {
