@@ -16,10 +16,10 @@ pub mod layernorm;
 pub mod embedding;
 pub mod matmul;
 pub mod attention;
-pub mod cross_entropy;
-pub mod adamw;
 pub mod global_norm;
 #[cfg(any(test, feature = "device"))]
 pub mod controller;
 #[cfg(any(test, feature = "device"))]
 pub mod batch;
+pub mod cross_entropy;
+pub mod adamw;

@@ -6,6 +6,7 @@ use super::cuda::{self, Dims, Scratch, Tables};
 use super::{cpu, tests};
 use crate::cuda::testing::{assert_near, assert_same, for_each_device, random};
 use crate::cuda::{Device, Float};
+use crate::dropout::Dropout;
 use crate::layernorm;
 use crate::layernorm::cuda::{Normed, Parameters};
 
@@ -35,6 +36,27 @@ fn narrow<T: Float>(x: &[f32]) -> Vec<T> {
 
 fn widen<T: Float>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f64() as f32).collect()
+}
+
+/// The tables' gradients in f64: each row of `dout`, after dropout, added to its token's and its
+/// position's row of `before`: wte, wpe.
+fn plain_sums(
+    before: [&[f32]; 2],
+    mut dout: Vec<f32>,
+    tokens: &[u32],
+    t: usize,
+    dropout: Option<&Dropout>,
+) -> [Vec<f64>; 2] {
+    if let Some(dropout) = dropout {
+        crate::dropout::cpu::forward(&mut dout, dropout);
+    }
+    let mut sums = before.map(|before| before.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+    let c = dout.len() / tokens.len();
+    for (i, &x) in dout.iter().enumerate() {
+        sums[0][tokens[i / c] as usize * c + i % c] += f64::from(x);
+        sums[1][i / c % t * c + i % c] += f64::from(x);
+    }
+    sums
 }
 
 fn check<T: Float + PartialEq>() {
@@ -96,16 +118,8 @@ fn check<T: Float + PartialEq>() {
                     with_at,
                 )
                 .unwrap();
-                let mut dropped = widen(&dout);
-                if let Some(dropout) = dropout {
-                    crate::dropout::cpu::forward(&mut dropped, dropout);
-                }
-                let mut expected: [Vec<f64>; 2] = [&before_wte, &before_wpe]
-                    .map(|before| before.iter().map(|&x| f64::from(x)).collect());
-                for (i, &x) in dropped.iter().enumerate() {
-                    expected[0][tokens[i / c] as usize * c + i % c] += f64::from(x);
-                    expected[1][i / c % t * c + i % c] += f64::from(x);
-                }
+                let before = [&before_wte[..], &before_wpe[..]];
+                let expected = plain_sums(before, widen(&dout), &tokens, t, dropout);
                 // Up to 200 terms of up to 1.25 in f32.
                 assert_near(&what, &dwte.download().unwrap(), &expected[0], 2e-6);
                 assert_near(&what, &dwpe.download().unwrap(), &expected[1], 2e-6);

@@ -24,7 +24,7 @@ const SHAPES: [Dims; 5] = [
     dims(200, 136, 248),
 ];
 
-/// Sums are in f32 (errors of random sign: some 2^-24 √depth) and rounded once to the result's type.
+/// Sums are in f32 (errors of random sign: some 2^-24 √depth), rounded once to the result's type.
 fn tolerance<O: Float>() -> f64 {
     O::ROUNDOFF + 2e-6
 }

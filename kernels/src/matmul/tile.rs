@@ -313,13 +313,7 @@ impl Product<'_> {
     /// One tile's part of the sums, and the epilogue.
     fn tile<E: Epilogue>(&self, tile: &Tile, out: &Output<'_>, accumulate: bool, epilogue: &E) {
         let (a, b) = (self.a, self.b);
-        let &Tile {
-            rows,
-            cols,
-            start,
-            depth,
-            ..
-        } = tile;
+        let (rows, cols, start, depth) = (tile.rows, tile.cols, tile.start, tile.depth);
         let to = out.pointer(tile.row * self.cols + tile.col);
         let finished = |row: usize, rows: usize| Block {
             out: *out,

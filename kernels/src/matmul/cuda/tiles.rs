@@ -105,7 +105,7 @@ impl Choice {
         depth.div_ceil(self.part_depth).max(1)
     }
 
-    /// In multiply-adds of a multiprocessor at full speed, of which it does 1024 in a cycle (sm_80).
+    /// In multiply-adds of a multiprocessor at full speed; it does 1024 of them in a cycle (sm_80).
     fn time(self, rows: usize, cols: usize, depth: usize, properties: &Properties) -> f64 {
         /// Terms of a sum that take as long as the start and the end of a tile. [estimate]
         const EDGES: f64 = 128.0;
