@@ -15,7 +15,7 @@ use self::awake::in_pool;
 use self::buffer::Buffer;
 use self::decode::Decoder;
 use self::run::{Context, run};
-use super::plan::{Layout, Plan, PlanRequest, Recompute};
+use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
 use super::{
     Engine, EngineState, Hyperparameters, Memory, MicroStep, Profile, Shape, UpdateStats, in_order,
     measured_peak,
@@ -64,7 +64,9 @@ impl CpuEngine {
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             updates: 0,
-            arena: Buffer::zeros(training.arena_elements.max(evaluation.arena_elements)),
+            arena: Buffer::zeros(
+                training.arena_bytes.max(evaluation.arena_bytes) / size_of::<f32>(),
+            ),
             training,
             evaluation,
             dropout: Philox::new(hyper.seed, Stream::Dropout),
@@ -151,16 +153,29 @@ fn plans(model: &ModelConfig, dropout: bool, shape: Shape) -> (Plan, Plan) {
         dropout,
         recompute: shape.recompute,
         losses: true,
-        attention_scratch: kernels::attention::cpu::backward_scratch_len(dims),
+        target: target(model, kernels::attention::cpu::backward_scratch_len(dims)),
     };
     let evaluation = PlanRequest {
         backward: false,
         dropout: false,
         recompute: Recompute::None,
-        attention_scratch: 0,
+        target: target(model, 0),
         ..training.clone()
     };
     (training.build(), evaluation.build())
+}
+
+/// What a plan must know of a CPU.
+fn target(model: &ModelConfig, attention_scratch: usize) -> Target {
+    Target {
+        dtype: Dtype::F32,
+        // A cache line.
+        alignment: 64,
+        logits_stride: model.vocab_size,
+        // 256 MiB.
+        logits_elements_max: 1 << 26,
+        attention_scratch,
+    }
 }
 
 /// What a run of this shape takes.
@@ -174,13 +189,13 @@ fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan) -> Memory {
     const BYTES_PER_PARAMETER: u64 = 16;
     Memory {
         parameters: layout.elements as u64 * BYTES_PER_PARAMETER,
-        activations: training.arena_bytes().max(evaluation.arena_bytes()),
+        activations: training.arena_bytes.max(evaluation.arena_bytes) as u64,
     }
 }
 
 /// Mean of the losses that a plan left.
 fn mean_loss(plan: &Plan, arena: &[f32]) -> f64 {
-    let losses = &arena[plan.buffers[plan.losses.0].place.clone()];
+    let losses = &arena[run::elements(plan, plan.losses)];
     losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
 }
 

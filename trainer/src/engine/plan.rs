@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::model::{ModelConfig, Parameter};
 
-pub use self::build::PlanRequest;
+pub use self::build::{PlanRequest, Target};
 
 /// What backward computes again instead of keeping it from forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Recompute {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     F32,
+    BF16,
+    F16,
 }
 
 /// A buffer of the plan, by its index in [`Plan::buffers`].
@@ -53,10 +55,16 @@ pub struct Buffer {
     pub name: &'static str,
     pub elements: usize,
     pub dtype: Dtype,
-    /// Elements of the arena that are its own between its first and its last operation.
+    /// Bytes of the arena that are its own between its first and its last operation.
     pub place: Range<usize>,
     /// Indices of the first and the last operation that touch it.
     pub life: (usize, usize),
+}
+
+impl Buffer {
+    pub fn bytes(&self) -> usize {
+        self.elements * self.dtype.bytes()
+    }
 }
 
 /// A LayerNorm's output with the statistics that backward needs.
@@ -195,7 +203,9 @@ pub struct Plan {
     pub block_size: usize,
     pub ops: Vec<Op>,
     pub buffers: Vec<Buffer>,
-    pub arena_elements: usize,
+    pub arena_bytes: usize,
+    /// Elements of a row of logits: the vocabulary, and padding where the device wants it.
+    pub logits_stride: usize,
     /// (M): the loss of every token.
     pub losses: BufferId,
     /// (M, C): what the head reads.
@@ -209,17 +219,13 @@ impl Plan {
     pub fn rows(&self) -> usize {
         self.batch_size * self.block_size
     }
-
-    /// Size of the arena.
-    pub fn arena_bytes(&self) -> u64 {
-        self.arena_elements as u64 * Dtype::F32.bytes()
-    }
 }
 
 impl Dtype {
-    pub fn bytes(self) -> u64 {
+    pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
+            Self::BF16 | Self::F16 => 2,
         }
     }
 }
@@ -338,43 +344,57 @@ impl Op {
 
     /// Bytes of the buffers it touches: the least that it moves where they fit no cache.
     pub fn bytes(&self, plan: &Plan) -> f64 {
-        let size = |id: BufferId| plan.buffers[id.0].elements as f64 * 4.0;
+        let size = |id: BufferId| plan.buffers[id.0].bytes() as f64;
         self.buffers().into_iter().map(size).sum()
     }
 }
 
 /// Where each parameter lies in a flat buffer: those that decay first, so that one pass of AdamW
-/// needs one boundary.
+/// needs one boundary. What lies between two parameters is zero and stays so.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     pub parameters: Vec<Parameter>,
     /// By parameter, in the model's order.
     pub places: Vec<Range<usize>>,
+    /// The token embeddings, with rows of zeros up to the padded vocabulary.
+    pub padded_wte: Range<usize>,
     /// Elements with weight decay: the front of the buffer.
     pub decayed: usize,
     pub elements: usize,
 }
 
 impl Layout {
+    /// One after the other.
     pub fn of(model: &ModelConfig) -> Self {
+        Self::padded(model, 1, model.vocab_size)
+    }
+
+    /// Each from a multiple of `alignment` elements on, with room for `vocab_size` tokens.
+    pub fn padded(model: &ModelConfig, alignment: usize, vocab_size: usize) -> Self {
+        assert!(vocab_size >= model.vocab_size && alignment > 0);
         let parameters = model.parameters();
         let mut places = vec![0..0; parameters.len()];
-        let mut elements = 0;
+        let mut elements: usize = 0;
         let mut decayed = 0;
         for decays in [true, false] {
-            for (parameter, place) in parameters.iter().zip(&mut places) {
+            for (index, (parameter, place)) in parameters.iter().zip(&mut places).enumerate() {
                 if parameter.decays() == decays {
-                    *place = elements..elements + parameter.elements();
-                    elements = place.end;
+                    let start = elements.next_multiple_of(alignment);
+                    *place = start..start + parameter.elements();
+                    let is_wte = index == 0;
+                    let padding = (vocab_size - model.vocab_size) * model.n_embd;
+                    elements = place.end + if is_wte { padding } else { 0 };
                 }
             }
             if decays {
                 decayed = elements;
             }
         }
+        let padded_wte = places[0].start..places[0].start + vocab_size * model.n_embd;
         Self {
             parameters,
             places,
+            padded_wte,
             decayed,
             elements,
         }

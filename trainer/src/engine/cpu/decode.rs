@@ -4,7 +4,7 @@ use kernels::attention::cpu::{CacheDims, decode, key_cache_len, store, value_cac
 use kernels::{embedding, layernorm, matmul};
 
 use super::buffer::Buffer;
-use super::run::{Context, run};
+use super::run::{Context, elements, run};
 use crate::engine::Profile;
 use crate::engine::plan::{Layout, PlanRequest, Recompute};
 use crate::model::ModelConfig;
@@ -79,11 +79,11 @@ impl Decoder {
             dropout: false,
             recompute: Recompute::None,
             losses: false,
-            attention_scratch: 0,
+            target: super::target(model, 0),
         }
         .build();
-        if self.arena.len() < plan.arena_elements {
-            self.arena = Buffer::zeros(plan.arena_elements);
+        if size_of_val(&*self.arena) < plan.arena_bytes {
+            self.arena = Buffer::zeros(plan.arena_bytes / size_of::<f32>());
         }
         let context = Context {
             plan: &plan,
@@ -96,10 +96,10 @@ impl Decoder {
         };
         run(&context, &mut self.arena, &mut [], &mut Profile::default());
         for (qkv, (keys, values)) in plan.qkv.iter().zip(&mut self.caches) {
-            let qkv = &self.arena[plan.buffers[qkv.0].place.clone()];
+            let qkv = &self.arena[elements(&plan, *qkv)];
             store(keys, values, qkv, weights.cache_dims(), 0);
         }
-        let hidden = &self.arena[plan.buffers[plan.hidden.0].place.clone()];
+        let hidden = &self.arena[elements(&plan, plan.hidden)];
         hidden[hidden.len() - model.n_embd..].to_vec()
     }
 

@@ -1,5 +1,6 @@
 //! Running a plan: each operation handed to its room with its buffers.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use kernels::dropout::Dropout;
@@ -64,6 +65,12 @@ pub(super) fn attention_dims(
         heads: model.n_head,
         head_size: model.n_embd / model.n_head,
     }
+}
+
+/// Where a buffer lies in the arena, in elements of fp32.
+pub(super) fn elements(plan: &Plan, id: BufferId) -> Range<usize> {
+    let place = &plan.buffers[id.0].place;
+    place.start / size_of::<f32>()..place.end / size_of::<f32>()
 }
 
 impl Context<'_> {
@@ -285,7 +292,7 @@ impl Context<'_> {
         arena: &'a mut [f32],
         ids: [BufferId; N],
     ) -> [&'a mut [f32]; N] {
-        let places = ids.map(|id| self.plan.buffers[id.0].place.clone());
+        let places = ids.map(|id| elements(self.plan, id));
         arena
             .get_disjoint_mut(places)
             .expect("buffers of one operation do not share memory")

@@ -2,15 +2,13 @@
 
 use super::{Buffer, Op};
 
-/// Elements that every buffer begins at a multiple of: 64 bytes of fp32, a cache line.
-const ALIGNMENT: usize = 16;
-
 /// Finds the life of every buffer in `ops` and gives it a place, largest first, at the lowest
-/// offset that is free for all of its life. Returns the size of the arena in elements.
+/// offset that is free for all of its life, at a multiple of `alignment` bytes. Returns the size of
+/// the arena in bytes.
 ///
 /// Greedy by size comes within a few per cent of the largest sum of live buffers: Pisarchyk and
 /// Lee, "Efficient memory management for deep neural net inference", 2020, section 5.
-pub(super) fn place(buffers: &mut [Buffer], ops: &[Op]) -> usize {
+pub(super) fn place(buffers: &mut [Buffer], ops: &[Op], alignment: usize) -> usize {
     for (index, op) in ops.iter().enumerate() {
         for id in op.buffers() {
             let life = &mut buffers[id.0].life;
@@ -18,11 +16,11 @@ pub(super) fn place(buffers: &mut [Buffer], ops: &[Op]) -> usize {
         }
     }
     let mut order: Vec<usize> = (0..buffers.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(buffers[i].elements));
+    order.sort_by_key(|&i| std::cmp::Reverse(buffers[i].bytes()));
     let mut placed: Vec<usize> = Vec::new();
-    let mut arena_elements = 0;
+    let mut arena_bytes = 0;
     for index in order {
-        let Buffer { elements, life, .. } = buffers[index];
+        let (bytes, life) = (buffers[index].bytes(), buffers[index].life);
         let meets = |other: &&usize| {
             let other = buffers[**other].life;
             life.0 <= other.1 && other.0 <= life.1
@@ -35,14 +33,14 @@ pub(super) fn place(buffers: &mut [Buffer], ops: &[Op]) -> usize {
         taken.sort_by_key(|place| place.start);
         let mut start = 0;
         for place in taken {
-            if start + elements <= place.start {
+            if start + bytes <= place.start {
                 break;
             }
-            start = start.max(place.end.next_multiple_of(ALIGNMENT));
+            start = start.max(place.end.next_multiple_of(alignment));
         }
-        buffers[index].place = start..start + elements;
-        arena_elements = arena_elements.max(start + elements);
+        buffers[index].place = start..start + bytes;
+        arena_bytes = arena_bytes.max(start + bytes);
         placed.push(index);
     }
-    arena_elements
+    arena_bytes
 }

@@ -3,9 +3,6 @@
 use super::{Buffer, BufferId, Dtype, Module, Normed, Op, ParameterId, Plan, Recompute, arena};
 use crate::model::ModelConfig;
 
-/// Logits beyond this many elements are computed in chunks of rows: 256 MiB of fp32.
-const LOGITS_ELEMENTS_MAX: usize = 1 << 26;
-
 /// What a plan is wanted for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanRequest<'a> {
@@ -20,7 +17,21 @@ pub struct PlanRequest<'a> {
     pub recompute: Recompute,
     /// Whether forward ends with the losses, or with the hidden states.
     pub losses: bool,
-    /// Elements that the device wants as scratch for attention's backward.
+    pub target: Target,
+}
+
+/// What a plan must know of the device that it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Of activations and their gradients; statistics and losses are in fp32.
+    pub dtype: Dtype,
+    /// Bytes that every buffer begins at a multiple of.
+    pub alignment: usize,
+    /// Elements of a row of logits, at least the vocabulary's.
+    pub logits_stride: usize,
+    /// Logits beyond this many elements are computed in chunks of rows.
+    pub logits_elements_max: usize,
+    /// Elements of fp32 that the device wants as scratch for attention's backward.
     pub attention_scratch: usize,
 }
 
@@ -63,13 +74,14 @@ impl PlanRequest<'_> {
             "a longer context than the model's"
         );
         assert!(self.backward || !self.dropout, "dropout is for training");
+        assert!(self.target.logits_stride >= self.model.vocab_size);
         let mut builder = Builder {
             request: self,
             rows: self.batch_size * self.block_size,
             ops: Vec::new(),
             buffers: Vec::new(),
         };
-        let losses = builder.buffer("losses", builder.rows);
+        let losses = builder.statistics("losses", builder.rows);
         let (saved, x, ln_f, qkv) = builder.forward();
         if self.losses {
             builder.head(x, ln_f, losses, &saved);
@@ -83,14 +95,15 @@ impl PlanRequest<'_> {
         for id in [losses, ln_f.out].iter().chain(kept) {
             buffers[id.0].life = (usize::MAX, ops.len());
         }
-        let arena_elements = arena::place(&mut buffers, &ops);
+        let arena_bytes = arena::place(&mut buffers, &ops, self.target.alignment);
         Plan {
             model: self.model.clone(),
             batch_size: self.batch_size,
             block_size: self.block_size,
             ops,
             buffers,
-            arena_elements,
+            arena_bytes,
+            logits_stride: self.target.logits_stride,
             losses,
             hidden: ln_f.out,
             qkv,
@@ -99,11 +112,11 @@ impl PlanRequest<'_> {
 }
 
 impl Builder<'_> {
-    fn buffer(&mut self, name: &'static str, elements: usize) -> BufferId {
+    fn buffer(&mut self, name: &'static str, elements: usize, dtype: Dtype) -> BufferId {
         self.buffers.push(Buffer {
             name,
             elements,
-            dtype: Dtype::F32,
+            dtype,
             place: 0..0,
             life: (usize::MAX, 0),
         });
@@ -112,15 +125,20 @@ impl Builder<'_> {
 
     /// A buffer of `width` elements for each row.
     fn activation(&mut self, name: &'static str, width: usize) -> BufferId {
-        self.buffer(name, self.rows * width)
+        self.buffer(name, self.rows * width, self.request.target.dtype)
+    }
+
+    /// A buffer of what must stay exact.
+    fn statistics(&mut self, name: &'static str, elements: usize) -> BufferId {
+        self.buffer(name, elements, Dtype::F32)
     }
 
     fn normed(&mut self, name: &'static str) -> Normed {
         let out = self.activation(name, self.request.model.n_embd);
         Normed {
             out,
-            mean: self.buffer("layernorm statistics", self.rows),
-            rstd: self.buffer("layernorm statistics", self.rows),
+            mean: self.statistics("layernorm statistics", self.rows),
+            rstd: self.statistics("layernorm statistics", self.rows),
         }
     }
 
@@ -189,7 +207,7 @@ impl Builder<'_> {
             residual: None,
         });
         let attention = self.activation("attention", c);
-        let lse = self.buffer("log-sum-exp", self.rows * self.request.model.n_head);
+        let lse = self.statistics("log-sum-exp", self.rows * self.request.model.n_head);
         let place = Self::place(layer, 0);
         self.ops.push(Op::Attention {
             out: attention,
@@ -297,8 +315,9 @@ impl Builder<'_> {
     fn head(&mut self, x: BufferId, ln_f: Normed, losses: BufferId, saved: &[BlockSaved]) {
         let model = self.request.model;
         let backward = self.request.backward;
-        let chunk = (LOGITS_ELEMENTS_MAX / model.vocab_size).clamp(1, self.rows);
-        let logits = self.buffer("logits", chunk * model.vocab_size);
+        let target = self.request.target;
+        let chunk = (target.logits_elements_max / target.logits_stride).clamp(1, self.rows);
+        let logits = self.buffer("logits", chunk * target.logits_stride, target.dtype);
         let dln_f = backward.then(|| self.activation("gradient of a branch", model.n_embd));
         for start in (0..self.rows).step_by(chunk) {
             let rows = start..(start + chunk).min(self.rows);
@@ -451,7 +470,7 @@ impl Builder<'_> {
             module: attn_c_proj,
         });
         let dqkv = self.activation("gradient of the qkv", 3 * c);
-        let scratch = self.buffer("attention scratch", self.request.attention_scratch);
+        let scratch = self.statistics("attention scratch", self.request.target.attention_scratch);
         self.ops.push(Op::AttentionBackward {
             dqkv,
             dout: dattention,
