@@ -50,8 +50,6 @@ pub struct TrainState {
     pub rollbacks: u64,
     /// Running mean of the training loss, which divergence is judged by.
     pub loss_mean: Option<f64>,
-    /// Scale of the loss in fp16; `None` in other precisions.
-    pub loss_scale: Option<f64>,
     pub model: ModelConfig,
     pub dataset: DatasetIdentity,
     pub trainer_version: String,

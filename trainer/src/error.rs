@@ -35,6 +35,9 @@ pub enum Error {
     /// A stop was asked for before there was anything to save.
     #[error("stopped on request")]
     Stopped,
+    /// A GPU failed at work: it, its driver, or a fault of ours.
+    #[error("{0}")]
+    Gpu(String),
     /// candle refused an operation: a fault of ours.
     #[error("engine: {0}")]
     Engine(#[from] candle_core::Error),
@@ -67,7 +70,7 @@ impl Error {
             Self::Write { .. } | Self::Locked(_) | Self::NotSaved(_) => Some(ExitCode::CannotWrite),
             Self::Diverged(_) => Some(ExitCode::Diverged),
             Self::Stopped => Some(ExitCode::Stopped),
-            Self::Engine(_) => None,
+            Self::Gpu(_) | Self::Engine(_) => None,
         }
     }
 }

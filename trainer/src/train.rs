@@ -242,7 +242,14 @@ impl Trainer<'_> {
         const MEAN_WEIGHT: f64 = 0.02;
         /// Below this, in nats, the loss of a single batch may well be a multiple of the mean.
         const MEAN_FLOOR: f64 = 1.0;
-        let UpdateStats { loss, grad_norm } = stats;
+        let UpdateStats {
+            loss,
+            grad_norm,
+            overflowed,
+        } = stats;
+        if overflowed {
+            return None;
+        }
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Some(format!(
                 "iteration {step}: loss {loss}, gradient norm {grad_norm}"

@@ -1,7 +1,7 @@
 //! The step controller on a device. Called by engines that run there, around forward and backward.
 
 use super::{Report, Settings, StepState};
-use crate::cuda::{Arg, Buffer, CudaError, Device, Grid, Stream};
+use crate::cuda::{Arg, Buffer, CudaError, Device, Grid, HostBuffer, Stream};
 
 const THREADS: u32 = 256;
 /// Words of the state in common/step_state.cuh, by their index there.
@@ -44,6 +44,16 @@ impl Controller {
     /// Goes on from another state, after a resume or a rollback.
     pub fn set(&mut self, state: &StepState) -> Result<(), CudaError> {
         self.state.upload(&state.words())
+    }
+
+    /// Adds that the learning rate of the steps to come is `bits`' (of an f64), where the settings
+    /// have no schedule.
+    pub fn set_learning_rate(
+        &mut self,
+        stream: &Stream,
+        bits: &HostBuffer<u64>, // (1)
+    ) -> Result<(), CudaError> {
+        stream.upload(&mut self.settings.slice(0..1), bits)
     }
 
     /// What the other rooms' kernels read: learning rate, loss scale, whether to skip.

@@ -101,6 +101,21 @@ impl<T: Element> Buffer<T> {
         }
     }
 
+    /// The bytes of a part of the buffer as elements of another type, in the same memory: how an
+    /// arena is handed out. Panics where the bytes are no such elements.
+    pub fn view<U: Element>(&self, bytes: Range<usize>) -> Buffer<U> {
+        let (start, size) = (self.offset * size_of::<T>() + bytes.start, size_of::<U>());
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len * size_of::<T>());
+        assert!(start.is_multiple_of(size) && bytes.len().is_multiple_of(size));
+        Buffer {
+            device: self.device.clone(),
+            memory: Arc::clone(&self.memory),
+            offset: start / size,
+            len: bytes.len() / size,
+            element: PhantomData,
+        }
+    }
+
     /// Writes `data`, of the buffer's length, after all work of the device is done.
     pub fn upload(&mut self, data: &[T]) -> Result<(), CudaError> {
         assert_eq!(data.len(), self.len);

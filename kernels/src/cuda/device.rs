@@ -80,6 +80,17 @@ impl Device {
         &self.properties.name
     }
 
+    /// Memory that can still be allocated, in bytes; `None` on the emulator, whose memory is the
+    /// host's.
+    pub fn free_bytes(&self) -> Result<Option<u64>, CudaError> {
+        match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            Home::Emulated(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => driver.free_bytes().map(Some),
+        }
+    }
+
     /// A new stream. Work on different streams has no order but what is asked for.
     pub fn stream(&self) -> Result<Stream, CudaError> {
         Stream::new(self)

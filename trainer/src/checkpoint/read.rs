@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use protocol::manifest::ManifestError;
 use protocol::{Manifest, RunDir};
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{TrainState, files};
-use crate::engine::{EngineState, NamedTensor};
+use crate::engine::{EngineState, LossScale, NamedTensor};
 use crate::error::{Error, Result};
 
 /// A checkpoint as it was read.
@@ -89,6 +90,12 @@ pub fn load(folder: &Path) -> Result<Loaded> {
     drop(bytes);
     let engine = &mut loaded.engine;
     engine.updates = number(&metadata, "updates").map_err(damaged)?;
+    if metadata.contains_key("loss_scale") {
+        engine.loss_scale = Some(LossScale {
+            scale: number(&metadata, "loss_scale").map_err(damaged)?,
+            good_steps: number(&metadata, "loss_scale_good_steps").map_err(damaged)?,
+        });
+    }
     for (prefix, group) in [
         ("exp_avg.", &mut engine.exp_avg),
         ("exp_avg_sq.", &mut engine.exp_avg_sq),
@@ -127,7 +134,7 @@ pub fn load_model_only(folder: &Path) -> Result<Loaded> {
     let damaged = |what| damaged(folder, RunDir::MODEL, what);
     let (parameters, metadata) = tensors(&bytes).map_err(damaged)?;
     drop(bytes);
-    let step = number(&metadata, "step").map_err(damaged)?;
+    let step: u64 = number(&metadata, "step").map_err(damaged)?;
     if step != manifest.step {
         return Err(damaged(differs("step", &manifest.step, &step)));
     }
@@ -323,7 +330,7 @@ fn tensors(bytes: &[u8]) -> Result<(BTreeMap<String, NamedTensor>, Metadata), St
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
 }
 
-fn number(metadata: &Metadata, key: &str) -> Result<u64, String> {
+fn number<T: FromStr>(metadata: &Metadata, key: &str) -> Result<T, String> {
     let text = metadata
         .get(key)
         .ok_or_else(|| format!("metadata has no {key}"))?;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Snapshot;
 use super::files::{self, HashingFile};
-use crate::engine::NamedTensor;
+use crate::engine::{LossScale, NamedTensor};
 use crate::error::Result;
 
 // Parameters go to the file as they lie in memory, and safetensors is little-endian.
@@ -58,12 +58,17 @@ fn write_files(folder: &Path, snapshot: &Snapshot) -> Result<Manifest> {
     )?;
     entries.insert(RunDir::MODEL.to_owned(), entry);
 
+    let mut metadata = vec![
+        ("format", "pt".to_owned()),
+        ("updates", engine.updates.to_string()),
+    ];
+    if let Some(LossScale { scale, good_steps }) = engine.loss_scale {
+        metadata.push(("loss_scale", scale.to_string()));
+        metadata.push(("loss_scale_good_steps", good_steps.to_string()));
+    }
     let entry = write_tensors(
         &folder.join(RunDir::OPTIMIZER),
-        &[
-            ("format", "pt".to_owned()),
-            ("updates", engine.updates.to_string()),
-        ],
+        &metadata,
         &[
             ("exp_avg.", &engine.exp_avg),
             ("exp_avg_sq.", &engine.exp_avg_sq),

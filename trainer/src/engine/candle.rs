@@ -168,6 +168,7 @@ impl Engine for CandleEngine {
         let squares = |gradient: &Vec<f32>| global_norm::cpu::sum_of_squares(gradient);
         let grad_norm = self.gradients.iter().map(squares).sum::<f64>().sqrt();
         let stats = UpdateStats {
+            overflowed: false,
             loss: self.loss_sum / self.micro_steps as f64,
             grad_norm,
         };
@@ -240,6 +241,7 @@ impl Engine for CandleEngine {
             exp_avg: self.named(&self.exp_avg),
             exp_avg_sq: self.named(&self.exp_avg_sq),
             updates: self.updates,
+            loss_scale: None,
         })
     }
 

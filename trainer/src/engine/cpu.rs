@@ -251,6 +251,7 @@ impl Engine for CpuEngine {
         let stats = UpdateStats {
             loss: self.loss_sum / self.micro_steps as f64,
             grad_norm,
+            overflowed: false,
         };
         if stats.loss.is_finite() && grad_norm.is_finite() {
             self.updates += 1;
@@ -306,6 +307,7 @@ impl Engine for CpuEngine {
             exp_avg: self.named(&self.exp_avg),
             exp_avg_sq: self.named(&self.exp_avg_sq),
             updates: self.updates,
+            loss_scale: None,
         })
     }
 

@@ -7,6 +7,8 @@ pub mod plan;
 pub mod profile;
 pub mod cpu;
 pub mod candle;
+#[cfg(any(test, feature = "device"))]
+pub mod cuda;
 
 use std::time::{Duration, Instant};
 
@@ -81,6 +83,16 @@ pub struct EngineState {
     pub exp_avg_sq: Vec<NamedTensor>,
     /// Updates made: the exponent of AdamW's bias correction.
     pub updates: u64,
+    /// In fp16; `None` in other precisions.
+    pub loss_scale: Option<LossScale>,
+}
+
+/// The factor of the loss that keeps small gradients above fp16's smallest numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    pub scale: f32,
+    /// Updates without overflow since it last changed.
+    pub good_steps: u32,
 }
 
 /// What one update reports.
@@ -90,6 +102,9 @@ pub struct UpdateStats {
     pub loss: f64,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// In fp16: the scaled gradients overflowed, so that this update was left out and the loss
+    /// scale halved. Not a sign of divergence.
+    pub overflowed: bool,
 }
 
 /// Where a micro-step stands in the run: the counter that its dropout masks follow from.

@@ -314,6 +314,32 @@ impl Op {
         }
     }
 
+    /// The buffers that it changes.
+    pub fn writes(&self) -> Vec<BufferId> {
+        let normed = |normed: &Normed| [normed.out, normed.mean, normed.rstd];
+        match self {
+            Self::Embedding { out }
+            | Self::DropoutResidual { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Gelu { out, .. } => vec![*out],
+            Self::LayerNorm { normed: n, .. } => normed(n).to_vec(),
+            Self::ResidualLayerNorm {
+                x_out, normed: n, ..
+            } => [*x_out].into_iter().chain(normed(n)).collect(),
+            Self::LinearGelu { pre, out, .. } => vec![*pre, *out],
+            Self::Attention { out, lse, .. } => vec![*out, *lse],
+            Self::Head { logits, .. } => vec![*logits],
+            Self::Classifier { logits, losses, .. } => vec![*logits, *losses],
+            Self::HeadBackward { dx, .. }
+            | Self::LinearBackwardInput { dx, .. }
+            | Self::LayerNormBackward { dx, .. } => vec![*dx],
+            Self::LinearGeluBackwardInput { dpre, .. } => vec![*dpre],
+            Self::AttentionBackward { dqkv, scratch, .. } => vec![*dqkv, *scratch],
+            Self::DropoutBackward { dbranch, .. } => vec![*dbranch],
+            Self::LinearBackwardWeight { .. } | Self::EmbeddingBackward { .. } => vec![],
+        }
+    }
+
     /// Floating-point operations of its matrix products; 0 for what is bound by memory.
     pub fn flops(&self, plan: &Plan) -> f64 {
         let model = &plan.model;

@@ -2,9 +2,14 @@
 
 mod agreement;
 mod contract;
+mod device;
+mod golden;
+
+use kernels::cuda::{Device, Order, Schedule};
 
 use super::candle::CandleEngine;
 use super::cpu::CpuEngine;
+use super::cuda::{CudaEngine, Launch, Precision};
 use super::*;
 
 /// An engine that shows its gradients.
@@ -22,6 +27,23 @@ impl Probe for CpuEngine {
     fn gradients(&self) -> Vec<NamedTensor> {
         self.gradients()
     }
+}
+
+impl<T: Precision> Probe for CudaEngine<T> {
+    fn gradients(&self) -> Vec<NamedTensor> {
+        self.gradients().unwrap()
+    }
+}
+
+/// A device that starts ready work in an order of its own.
+fn emulator(order: Order) -> Device {
+    Device::emulator(Schedule {
+        order,
+        seed: 1,
+        late: 1,
+        wave: 2,
+        threads: 1,
+    })
 }
 
 fn hyper(dropout: f64, gradient_accumulation_steps: u64) -> Hyperparameters {

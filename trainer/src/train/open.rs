@@ -182,7 +182,6 @@ fn fresh_state(config: &Config, model: ModelConfig, dataset: &Dataset) -> TrainS
         data_offset: 0,
         rollbacks: 0,
         loss_mean: None,
-        loss_scale: None,
         model,
         dataset: identity(dataset),
         trainer_version: env!("CARGO_PKG_VERSION").to_owned(),

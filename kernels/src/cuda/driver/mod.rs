@@ -113,6 +113,13 @@ impl Driver {
         result::ctx::synchronize().map_err(|error| self.error("waiting for work", error))
     }
 
+    pub(super) fn free_bytes(&self) -> Result<u64, CudaError> {
+        self.enter()?;
+        let (free, _) =
+            result::mem_get_info().map_err(|error| self.error("cuMemGetInfo", error))?;
+        Ok(free as u64)
+    }
+
     fn is_capturing(&self) -> bool {
         self.captures.load(Ordering::Relaxed) > 0
     }

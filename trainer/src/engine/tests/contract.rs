@@ -31,6 +31,18 @@ fn fused(dropout: f64, gradient_accumulation_steps: u64) -> Box<dyn Probe> {
     Box::new(CpuEngine::new(&model(), hyper, shape))
 }
 
+fn cuda(dropout: f64, gradient_accumulation_steps: u64) -> Box<dyn Probe> {
+    let hyper = hyper(dropout, gradient_accumulation_steps);
+    let shape = Shape {
+        batch_size: 2,
+        block_size: 8,
+        recompute: Recompute::Gelu,
+    };
+    let device = emulator(Order::Random);
+    let engine = CudaEngine::<f32>::new(&device, &model(), hyper, shape, Launch::Graphs);
+    Box::new(engine.unwrap())
+}
+
 /// Runs a test on every engine.
 macro_rules! on_all {
     ($($test:ident)*) => {
@@ -40,6 +52,10 @@ macro_rules! on_all {
 
         mod on_fused {
             $(#[test] fn $test() { super::$test(super::fused); })*
+        }
+
+        mod on_cuda {
+            $(#[test] fn $test() { super::$test(super::cuda); })*
         }
     };
 }

@@ -7,45 +7,23 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use trainer::config::Config;
-use trainer::data::Batch;
-use trainer::engine::candle::CandleEngine;
-use trainer::engine::cpu::CpuEngine;
-use trainer::engine::{Engine, EngineState, Hyperparameters, MicroStep, Recompute, Shape};
-use trainer::model::{ModelConfig, NamedTensor, Parameter};
-use trainer::schedule;
+
+use super::*;
+use crate::schedule;
 
 /// Which engine, and how it recomputes.
 #[derive(Clone, Copy)]
 enum Kind {
     Candle,
     Fused(Recompute),
+    Cuda(Recompute),
 }
 
-/// An engine that shows what only a test wants to see.
-trait Probe: Engine {
-    fn gradients(&self) -> Vec<NamedTensor>;
+/// An engine that shows all of its logits.
+trait Logits: Probe {
     /// `(B, T, V)` flattened.
-    fn all_logits(&mut self, batch: &Batch) -> Vec<f32>;
-}
-
-impl Probe for CandleEngine {
-    fn gradients(&self) -> Vec<NamedTensor> {
-        self.gradients()
-    }
-
     fn all_logits(&mut self, batch: &Batch) -> Vec<f32> {
-        Self::all_logits(self, batch).unwrap()
-    }
-}
-
-impl Probe for CpuEngine {
-    fn gradients(&self) -> Vec<NamedTensor> {
-        self.gradients()
-    }
-
-    fn all_logits(&mut self, batch: &Batch) -> Vec<f32> {
-        // Token by token through the cache; gradients show that all at once is right as well.
+        // Token by token; gradients show that all at once is right as well.
         let mut logits = Vec::new();
         for row in batch.inputs.chunks(batch.block_size) {
             for end in 1..=row.len() {
@@ -55,6 +33,16 @@ impl Probe for CpuEngine {
         logits
     }
 }
+
+impl Logits for CandleEngine {
+    fn all_logits(&mut self, batch: &Batch) -> Vec<f32> {
+        Self::all_logits(self, batch).unwrap()
+    }
+}
+
+impl Logits for CpuEngine {}
+
+impl Logits for CudaEngine<f32> {}
 
 struct Golden {
     dir: PathBuf,
@@ -144,19 +132,24 @@ impl Golden {
     }
 
     /// An engine with the golden initial parameters.
-    fn engine(&self, kind: Kind) -> Box<dyn Probe> {
+    fn engine(&self, kind: Kind) -> Box<dyn Logits> {
         let hyper = Hyperparameters::of(&self.config);
-        let fused = |recompute| {
-            let shape = Shape {
-                batch_size: self.config.batch_size,
-                block_size: self.config.block_size,
-                recompute,
-            };
-            Box::new(CpuEngine::new(&self.model, hyper, shape))
+        let shape = |recompute| Shape {
+            batch_size: self.config.batch_size,
+            block_size: self.config.block_size,
+            recompute,
         };
-        let mut engine: Box<dyn Probe> = match kind {
+        let mut engine: Box<dyn Logits> = match kind {
             Kind::Candle => Box::new(CandleEngine::new(&self.model, hyper).unwrap()),
-            Kind::Fused(recompute) => fused(recompute),
+            Kind::Fused(recompute) => {
+                Box::new(CpuEngine::new(&self.model, hyper, shape(recompute)))
+            }
+            Kind::Cuda(recompute) => {
+                let (device, shape) = (emulator(Order::Random), shape(recompute));
+                let engine =
+                    CudaEngine::<f32>::new(&device, &self.model, hyper, shape, Launch::Graphs);
+                Box::new(engine.unwrap())
+            }
         };
         let parameters = self.tensors("init.safetensors");
         let zeros = |tensor: &NamedTensor| NamedTensor {
@@ -169,12 +162,13 @@ impl Golden {
             exp_avg: moments.clone(),
             exp_avg_sq: moments,
             updates: 0,
+            loss_scale: None,
         };
         engine.load_state(&state).unwrap();
         engine
     }
 
-    fn accumulate(&self, engine: &mut dyn Probe, step: usize) {
+    fn accumulate(&self, engine: &mut dyn Logits, step: usize) {
         for micro in 0..self.config.gradient_accumulation_steps {
             let at = MicroStep {
                 step: step as u64,
@@ -186,7 +180,7 @@ impl Golden {
         }
     }
 
-    fn train(&self, engine: &mut dyn Probe, mut each: impl FnMut(usize, f64, f64)) {
+    fn train(&self, engine: &mut dyn Logits, mut each: impl FnMut(usize, f64, f64)) {
         for step in 0..self.expected["steps"].as_array().unwrap().len() {
             self.accumulate(engine, step);
             let lr = schedule::learning_rate(&self.config, step as u64);
@@ -353,4 +347,6 @@ golden! {
     bias bias_fused_recompute_gelu Kind::Fused(Recompute::Gelu);
     nobias nobias_fused_recompute_block Kind::Fused(Recompute::Block);
     bias bias_fused_recompute_block Kind::Fused(Recompute::Block);
+    nobias nobias_cuda Kind::Cuda(Recompute::None);
+    bias bias_cuda Kind::Cuda(Recompute::Gelu);
 }

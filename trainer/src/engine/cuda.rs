@@ -1,0 +1,558 @@
+//! The fused engine on a GPU: the plan over one arena, weights in 16 bits with fp32 masters, every
+//! step a replay of captured graphs. The default where there is a GPU.
+//!
+//! Step, loss scale, learning rate and the counters of dropout live in device memory, in the room
+//! `controller`: a graph is recorded once and only its inputs change.
+
+mod hazards;
+mod memory;
+mod run;
+
+use kernels::attention;
+use kernels::controller::cuda::Controller;
+use kernels::controller::{LossScaling, Report, Settings, StepState};
+use kernels::cuda::{Buffer, CudaError, Device, Graph, HostBuffer, Properties, Stream};
+use kernels::{global_norm, matmul};
+
+use self::hazards::Streams;
+pub use self::memory::Precision;
+use self::memory::{Parameters, Workspace, padded_vocab_size};
+use self::run::Context;
+use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
+use super::{
+    Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, Shape, UpdateStats,
+    in_order, measured_peak,
+};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::{ModelConfig, NamedTensor};
+use crate::philox::{Philox, Stream as RandomStream};
+
+/// Bytes that buffers of the arena begin at a multiple of.
+const ALIGNMENT: usize = 256;
+/// Logits beyond this many elements are computed in chunks of rows: 1 GiB in 16 bits.
+const LOGITS_ELEMENTS_MAX: usize = 1 << 29;
+/// Batches on their way to the device, before the host waits.
+const STAGES: u64 = 4;
+/// Reports that the device keeps; the host reads each before the next.
+const REPORTS: usize = 4;
+/// What fp16's loss scale starts with: PyTorch's `GradScaler`.
+const LOSS_SCALE: f32 = 65_536.0;
+
+/// How work gets to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launch {
+    /// Recorded once, then repeated as a whole.
+    Graphs,
+    /// Kernel by kernel, on one stream.
+    Direct,
+}
+
+/// A model on a device with its AdamW state; activations and weights are of type `T`.
+pub struct CudaEngine<T> {
+    core: Core<T>,
+    main: Stream,
+    side: Stream,
+    launch: Launch,
+    graphs: [Option<Graph>; Work::COUNT],
+    /// Where batches wait for their copy, in turn.
+    stages: Vec<HostBuffer<i32>>, // (2, B, T)
+    prompt: HostBuffer<i32>,
+    learning_rate: HostBuffer<u64>,
+    /// The micro-step that the device does next.
+    next: MicroStep,
+    /// Reports read.
+    reports: u32,
+}
+
+/// Everything that work is done on.
+struct Core<T> {
+    model: ModelConfig,
+    hyper: Hyperparameters,
+    device: Device,
+    parameters: Parameters<T>,
+    controller: Controller,
+    workspace: Workspace,
+    training: Plan,
+    evaluation: Plan,
+    generation: Plan,
+    /// Memory of whichever plan runs.
+    arena: Buffer<u8>,
+    /// Inputs and targets.
+    batch: Buffer<i32>, // (2, B, T)
+    prompt: Buffer<i32>, // (1, block_size)
+}
+
+/// A piece of work that is repeated as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    FirstMicroStep,
+    MicroStep,
+    Update,
+    Evaluation,
+    Generation,
+}
+
+impl Work {
+    const COUNT: usize = Self::Generation as usize + 1;
+}
+
+impl<T: Precision> CudaEngine<T> {
+    /// An engine with freshly initialised parameters for batches of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device's memory does not suffice.
+    pub fn new(
+        device: &Device,
+        model: &ModelConfig,
+        hyper: Hyperparameters,
+        shape: Shape,
+        launch: Launch,
+    ) -> Result<Self> {
+        let [training, evaluation, generation] = plans::<T>(model, hyper.dropout > 0.0, shape);
+        let plans = [&training, &evaluation, &generation];
+        let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
+        let parameters = Parameters::new(device, model, hyper.seed)?;
+        let rows = training.rows();
+        let core = Core {
+            controller: Controller::new(
+                device,
+                &settings::<T>(&hyper),
+                &fresh_state::<T>(),
+                REPORTS,
+            )?,
+            workspace: Workspace::new(device, &training, &parameters.layout)?,
+            arena: device.alloc(arena_bytes.unwrap_or(0))?,
+            batch: device.alloc(2 * rows)?,
+            prompt: device.alloc(model.block_size)?,
+            model: model.clone(),
+            device: device.clone(),
+            hyper,
+            parameters,
+            training,
+            evaluation,
+            generation,
+        };
+        let stages = (0..STAGES).map(|_| device.host_buffer(&vec![0; 2 * rows]));
+        Ok(Self {
+            core,
+            main: device.stream()?,
+            side: device.stream()?,
+            launch,
+            graphs: [const { None }; Work::COUNT],
+            stages: stages.collect::<std::result::Result<_, _>>()?,
+            prompt: device.host_buffer(&vec![0; model.block_size])?,
+            learning_rate: device.host_buffer(&[0])?,
+            next: MicroStep { step: 0, micro: 0 },
+            reports: 0,
+        })
+    }
+
+    /// The gradients accumulated since the last update, in the order of the parameters.
+    ///
+    /// # Errors
+    /// Where the device failed.
+    pub fn gradients(&self) -> Result<Vec<NamedTensor>> {
+        let scale = self.core.controller.download()?.loss_scale;
+        let mut gradients = self
+            .core
+            .parameters
+            .named(&self.core.parameters.gradients)?;
+        for gradient in gradients.iter_mut().flat_map(|tensor| &mut tensor.data) {
+            *gradient /= scale;
+        }
+        Ok(gradients)
+    }
+
+    /// Has the device do `work` after what it was given before.
+    fn submit(&mut self, work: Work) -> Result<()> {
+        let Self {
+            core, main, side, ..
+        } = self;
+        if self.launch == Launch::Direct {
+            return Ok(core.add(work, &mut Streams::new(main, None))?);
+        }
+        let graph = &mut self.graphs[work as usize];
+        if graph.is_none() {
+            let recorded = main.capture(|main| core.add(work, &mut Streams::new(main, Some(side))));
+            *graph = Some(recorded?);
+        }
+        let graph = graph.as_ref().expect("recorded above");
+        Ok(graph.launch(main)?)
+    }
+
+    /// Copies a batch to the device, by way of a stage that is free.
+    fn send(&mut self, batch: &Batch, turn: u64) -> Result<()> {
+        if turn > 0 && turn.is_multiple_of(STAGES) {
+            self.main.synchronize()?;
+        }
+        let stage = &mut self.stages[(turn % STAGES) as usize];
+        let tokens = batch.inputs.iter().chain(&batch.targets);
+        stage.write(&tokens.map(|&token| token as i32).collect::<Vec<_>>());
+        Ok(self.main.upload(&mut self.core.batch, stage)?)
+    }
+
+    /// Makes `at` what the device does next, where it is not.
+    fn seek(&mut self, at: MicroStep) -> Result<()> {
+        if self.next == at {
+            return Ok(());
+        }
+        assert!(
+            self.next.micro == 0 && at.micro == 0,
+            "{at:?} instead of {:?}: an iteration has all of its micro-steps",
+            self.next
+        );
+        let state = self.core.controller.download()?;
+        let state = StepState {
+            step: at.step,
+            ..state
+        };
+        self.core.controller.set(&state)?;
+        self.next = at;
+        Ok(())
+    }
+
+    /// What the update that was submitted last came to, once it is done.
+    fn report(&mut self) -> Result<Report> {
+        let report = self.core.controller.reports(self.reports)?;
+        let [report] = report[..] else {
+            return Err(Error::Gpu(format!(
+                "{}: one report expected of an update, got {}",
+                self.core.device.name(),
+                report.len()
+            )));
+        };
+        self.reports += 1;
+        Ok(report)
+    }
+
+    fn check(&self, batch: &Batch) {
+        let plan = &self.core.training;
+        let expected = (plan.batch_size, plan.block_size);
+        assert_eq!(
+            (batch.batch_size, batch.block_size),
+            expected,
+            "the plan's shape"
+        );
+        let limit = self.core.model.vocab_size as u32;
+        assert!(
+            batch
+                .inputs
+                .iter()
+                .chain(&batch.targets)
+                .all(|&id| id < limit),
+            "ids are checked when a dataset is opened"
+        );
+    }
+}
+
+impl<T: Precision> Core<T> {
+    fn add(&mut self, work: Work, streams: &mut Streams<'_>) -> std::result::Result<(), CudaError> {
+        let main = streams.main;
+        match work {
+            Work::FirstMicroStep => {
+                self.controller.begin_step(main)?;
+                main.zero(&mut self.parameters.gradients)?;
+                self.micro_step(streams)
+            }
+            Work::MicroStep => self.micro_step(streams),
+            Work::Update => {
+                let Workspace {
+                    partials,
+                    nonfinite,
+                    ..
+                } = &mut self.workspace;
+                let gradients = &self.parameters.gradients;
+                global_norm::cuda::partials(main, partials, nonfinite, gradients)?;
+                self.controller.prepare_update(main, partials, nonfinite)?;
+                self.parameters
+                    .step(main, self.controller.state(), &self.hyper)?;
+                self.controller.end_step(main)
+            }
+            Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
+            Work::Generation => self.context(&self.generation, &self.prompt).run(streams),
+        }
+    }
+
+    fn micro_step(&mut self, streams: &mut Streams<'_>) -> std::result::Result<(), CudaError> {
+        let mut context = self.context(&self.training, &self.batch);
+        if self.hyper.dropout > 0.0 {
+            let philox = Philox::new(self.hyper.seed, RandomStream::Dropout);
+            context.dropout = Some((self.hyper.dropout, philox, self.controller.at()));
+        }
+        context.run(streams)?;
+        let losses = self.losses(&self.training);
+        self.controller.end_micro_step(streams.main, &losses)
+    }
+
+    fn context<'a>(&'a self, plan: &'a Plan, tokens: &Buffer<i32>) -> Context<'a, T> {
+        let rows = plan.rows();
+        let tokens_of_iteration = rows as u64 * self.hyper.gradient_accumulation_steps;
+        Context {
+            plan,
+            arena: &self.arena,
+            parameters: &self.parameters,
+            workspace: &self.workspace,
+            inputs: tokens.slice(0..rows),
+            targets: tokens.slice(tokens.len() - rows..tokens.len()),
+            state: self.controller.state(),
+            loss_scale: (1.0 / tokens_of_iteration as f64) as f32,
+            dropout: None,
+        }
+    }
+
+    /// The loss of every token, where a plan leaves it.
+    fn losses(&self, plan: &Plan) -> Buffer<f32> {
+        self.arena.view(plan.buffers[plan.losses.0].place.clone())
+    }
+
+    /// Logits `(V)` of one row of what generation left.
+    fn logits(&self, stream: &Stream, row: usize) -> std::result::Result<Vec<f32>, CudaError> {
+        let (c, place) = (
+            self.model.n_embd,
+            &self.generation.buffers[self.generation.hidden.0],
+        );
+        let hidden: Buffer<T> = self.arena.view(place.place.clone());
+        let hidden = hidden.slice(row * c..(row + 1) * c);
+        let wte = &self.parameters.layout.padded_wte;
+        let weight = self.parameters.weights.slice(wte.clone());
+        let dims = matmul::Dims {
+            m: 1,
+            k: c,
+            n: self.generation.logits_stride,
+        };
+        let mut logits = self.device.alloc::<T>(dims.n)?;
+        matmul::cuda::forward(stream, &mut logits, &hidden, &weight, None, None, dims)?;
+        let logits = logits.download()?;
+        let logits = &logits[..self.model.vocab_size];
+        Ok(logits.iter().map(|x| x.to_f64() as f32).collect())
+    }
+}
+
+fn attention_dims(model: &ModelConfig, batch_size: usize, block_size: usize) -> attention::Dims {
+    attention::Dims {
+        batch: batch_size,
+        time: block_size,
+        heads: model.n_head,
+        head_size: model.n_embd / model.n_head,
+    }
+}
+
+fn settings<T: Precision>(hyper: &Hyperparameters) -> Settings {
+    Settings {
+        // The host sets the rate of each step.
+        learning_rate: 0.0,
+        min_lr: 0.0,
+        warmup_iters: 0,
+        lr_decay_iters: None,
+        beta1: hyper.beta1,
+        beta2: hyper.beta2,
+        weight_decay: hyper.weight_decay,
+        grad_clip: hyper.grad_clip,
+        micro_steps: hyper.gradient_accumulation_steps,
+        loss_scaling: (T::DTYPE == Dtype::F16).then(LossScaling::default),
+    }
+}
+
+fn fresh_state<T: Precision>() -> StepState {
+    StepState {
+        step: 0,
+        data_offset: 0,
+        updates: 0,
+        loss_scale: if T::DTYPE == Dtype::F16 {
+            LOSS_SCALE
+        } else {
+            1.0
+        },
+        good_steps: 0,
+        reports: 0,
+    }
+}
+
+/// The plans of a step, of an evaluation and of a prompt.
+fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Shape) -> [Plan; 3] {
+    let dims = attention_dims(model, shape.batch_size, shape.block_size);
+    let target = Target {
+        dtype: T::DTYPE,
+        alignment: ALIGNMENT,
+        logits_stride: padded_vocab_size(model),
+        logits_elements_max: LOGITS_ELEMENTS_MAX,
+        attention_scratch: attention::cuda::scratch_len(dims),
+    };
+    let training = PlanRequest {
+        model,
+        batch_size: shape.batch_size,
+        block_size: shape.block_size,
+        backward: true,
+        dropout,
+        recompute: shape.recompute,
+        losses: true,
+        target,
+    };
+    let evaluation = PlanRequest {
+        backward: false,
+        dropout: false,
+        recompute: Recompute::None,
+        ..training.clone()
+    };
+    let generation = PlanRequest {
+        batch_size: 1,
+        block_size: model.block_size,
+        losses: false,
+        ..evaluation.clone()
+    };
+    [training.build(), evaluation.build(), generation.build()]
+}
+
+/// What a run of this shape takes on a device.
+pub(super) fn memory<T: Precision>(
+    model: &ModelConfig,
+    dropout: bool,
+    shape: Shape,
+    properties: &Properties,
+) -> Memory {
+    let plans = plans::<T>(model, dropout, shape);
+    memory::memory::<T>(&plans.each_ref(), &memory::layout(model), properties)
+}
+
+impl<T: Precision> Engine for CudaEngine<T> {
+    fn model(&self) -> &ModelConfig {
+        &self.core.model
+    }
+
+    fn name(&self) -> &'static str {
+        "fused"
+    }
+
+    fn device(&self) -> String {
+        self.core.device.name().to_owned()
+    }
+
+    fn peak_flops(&self) -> Result<Option<f64>> {
+        Ok(Some(measured_peak()))
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let core = &self.core;
+        let plans = [&core.training, &core.evaluation, &core.generation];
+        let layout: &Layout = &core.parameters.layout;
+        let properties = core.device.properties();
+        Some(memory::memory::<T>(&plans, layout, properties))
+    }
+
+    fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {
+        self.check(batch);
+        self.seek(at)?;
+        self.send(batch, at.micro)?;
+        self.submit(if at.micro == 0 {
+            Work::FirstMicroStep
+        } else {
+            Work::MicroStep
+        })?;
+        self.next.micro += 1;
+        Ok(())
+    }
+
+    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
+        assert!(self.next.micro > 0, "an update needs gradients");
+        self.learning_rate.write(&[learning_rate.to_bits()]);
+        self.core
+            .controller
+            .set_learning_rate(&self.main, &self.learning_rate)?;
+        self.submit(Work::Update)?;
+        self.next = MicroStep {
+            step: self.next.step + 1,
+            micro: 0,
+        };
+        let report = self.report()?;
+        let scaled = T::DTYPE == Dtype::F16 && report.loss_scale > 1.0;
+        Ok(UpdateStats {
+            loss: report.loss.into(),
+            grad_norm: report.grad_norm.into(),
+            overflowed: scaled && report.skipped && report.loss.is_finite(),
+        })
+    }
+
+    fn loss(&mut self, batch: &Batch) -> Result<f64> {
+        self.check(batch);
+        self.send(batch, 0)?;
+        self.submit(Work::Evaluation)?;
+        let losses = self.core.losses(&self.core.evaluation).download()?;
+        let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+        Ok(sum / losses.len() as f64)
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let limit = self.core.model.block_size;
+        assert!(
+            (1..=limit).contains(&tokens.len()),
+            "1 to {limit} tokens, got {}",
+            tokens.len()
+        );
+        // What follows the last token does not change what precedes it.
+        let mut padded = vec![0; limit];
+        for (to, &token) in padded.iter_mut().zip(tokens) {
+            *to = token as i32;
+        }
+        self.prompt.write(&padded);
+        self.main.upload(&mut self.core.prompt, &self.prompt)?;
+        self.submit(Work::Generation)?;
+        Ok(self.core.logits(&self.main, tokens.len() - 1)?)
+    }
+
+    fn state(&self) -> Result<EngineState> {
+        let (parameters, state) = (&self.core.parameters, self.core.controller.download()?);
+        let loss_scale = (T::DTYPE == Dtype::F16).then_some(LossScale {
+            scale: state.loss_scale,
+            good_steps: state.good_steps,
+        });
+        Ok(EngineState {
+            parameters: parameters.named(&parameters.masters)?,
+            exp_avg: parameters.named(&parameters.exp_avg)?,
+            exp_avg_sq: parameters.named(&parameters.exp_avg_sq)?,
+            updates: state.updates.into(),
+            loss_scale,
+        })
+    }
+
+    fn load_parameters(&mut self, parameters: &[NamedTensor]) -> Result<()> {
+        let own = &mut self.core.parameters;
+        let parameters = in_order(&own.layout.parameters, parameters, "parameter")?;
+        Ok(own.set_masters(&parameters)?)
+    }
+
+    fn load_state(&mut self, state: &EngineState) -> Result<()> {
+        let own = &mut self.core.parameters;
+        let expected = &own.layout.parameters;
+        let exp_avg = in_order(expected, &state.exp_avg, "first moment of")?;
+        let exp_avg_sq = in_order(expected, &state.exp_avg_sq, "second moment of")?;
+        let parameters = in_order(expected, &state.parameters, "parameter")?;
+        let updates = u32::try_from(state.updates).map_err(|_| {
+            Error::Data(format!(
+                "checkpoint: {} updates are too many",
+                state.updates
+            ))
+        })?;
+        own.set_masters(&parameters)?;
+        own.set_moments(&exp_avg, &exp_avg_sq)?;
+        let mut fresh = fresh_state::<T>();
+        if let (Dtype::F16, Some(LossScale { scale, good_steps })) = (T::DTYPE, state.loss_scale) {
+            (fresh.loss_scale, fresh.good_steps) = (scale, good_steps);
+        }
+        self.core.controller.set(&StepState { updates, ..fresh })?;
+        self.next = MicroStep { step: 0, micro: 0 };
+        self.reports = 0;
+        Ok(())
+    }
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Unavailable(_) | CudaError::OutOfMemory { .. } => {
+                Self::Device(error.to_string())
+            }
+            _ => Self::Gpu(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The engine for GPUs, on the emulator: whole steps against the CPU's engine in every precision,
+//! graphs against launches, and what fp16 does when it overflows.
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::philox::{Philox, Stream as RandomStream};
+
+/// Two layers whose sizes are multiples of nothing, or of what vectors want.
+fn model(odd: bool) -> ModelConfig {
+    ModelConfig {
+        n_layer: 2,
+        n_head: 2,
+        n_embd: if odd { 36 } else { 64 },
+        block_size: 24,
+        vocab_size: if odd { 61 } else { 128 },
+        bias: odd,
+    }
+}
+
+const SHAPE: Shape = Shape {
+    batch_size: 2,
+    block_size: 19,
+    recompute: Recompute::None,
+};
+
+/// A batch in which each token follows from the one before, so that there is something to learn.
+fn batch(model: &ModelConfig, salt: u64) -> Batch {
+    let mut random = Philox::new(3, RandomStream::TrainData).sequence([salt as u32, 0, 0]);
+    let vocab_size = model.vocab_size as u64;
+    let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+    for _ in 0..SHAPE.batch_size {
+        let mut token = random.below(vocab_size);
+        for _ in 0..SHAPE.block_size {
+            inputs.push(token as u32);
+            token = (token * 7 + 3) % vocab_size;
+            targets.push(token as u32);
+        }
+    }
+    Batch {
+        inputs,
+        targets,
+        batch_size: SHAPE.batch_size,
+        block_size: SHAPE.block_size,
+    }
+}
+
+fn cuda<T: Precision>(
+    model: &ModelConfig,
+    dropout: f64,
+    recompute: Recompute,
+    order: Order,
+    launch: Launch,
+) -> CudaEngine<T> {
+    let shape = Shape { recompute, ..SHAPE };
+    CudaEngine::new(&emulator(order), model, hyper(dropout, 2), shape, launch).unwrap()
+}
+
+/// An iteration of two micro-steps, up to its gradients.
+fn accumulate(engine: &mut dyn Probe, step: u64) -> Vec<NamedTensor> {
+    let model = engine.model().clone();
+    for micro in 0..2 {
+        let batch = batch(&model, 2 * step + micro);
+        engine
+            .forward_backward(&batch, MicroStep { step, micro })
+            .unwrap();
+    }
+    engine.gradients()
+}
+
+fn iteration(engine: &mut dyn Probe, step: u64) -> UpdateStats {
+    accumulate(engine, step);
+    engine.update(3e-3).unwrap()
+}
+
+/// The difference of two lists of tensors in relation to the second, norms over all elements.
+fn relative_error(got: &[NamedTensor], expected: &[NamedTensor]) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!((&got.name, &got.shape), (&expected.name, &expected.shape));
+        for (x, y) in got.data.iter().zip(&expected.data) {
+            assert!(x.is_finite(), "{}: {x}", got.name);
+            error += f64::from(x - y).powi(2);
+            norm += f64::from(*y).powi(2);
+        }
+    }
+    (error / norm).sqrt()
+}
+
+/// Gradients, losses and twenty steps of a precision against the CPU's engine. `gradients` and
+/// `losses` are the largest relative errors allowed.
+fn check_precision<T: Precision>(gradients: f64, losses: f64) {
+    for (odd, dropout) in [(true, 0.0), (false, 0.2)] {
+        let what = format!("{} {odd} {dropout}", T::NAME);
+        let model = model(odd);
+        let mut cpu = CpuEngine::new(&model, hyper(dropout, 2), SHAPE);
+        let mut cuda = cuda::<T>(
+            &model,
+            dropout,
+            Recompute::None,
+            Order::Random,
+            Launch::Graphs,
+        );
+        let expected = accumulate(&mut cpu, 0);
+        let error = relative_error(&accumulate(&mut cuda, 0), &expected);
+        assert!(error < gradients, "{what}: gradients: {error:e}");
+        // A mask that differed anywhere would show in every gradient.
+        let near = |a: f64, b: f64| (a - b).abs() < losses * b.abs();
+        let pair = (cuda.update(3e-3).unwrap(), cpu.update(3e-3).unwrap());
+        assert!(near(pair.0.loss, pair.1.loss), "{what}: {pair:?}");
+        for step in 1..20 {
+            let pair = (iteration(&mut cuda, step), iteration(&mut cpu, step));
+            assert!(near(pair.0.loss, pair.1.loss), "{what}: {step}: {pair:?}");
+        }
+        let evaluated = batch(&model, 99);
+        let pair = (
+            cuda.loss(&evaluated).unwrap(),
+            cpu.loss(&evaluated).unwrap(),
+        );
+        assert!(near(pair.0, pair.1), "{what}: evaluation: {pair:?}");
+        assert!(pair.1 < 3.5, "{what}: nothing was learned: {pair:?}");
+    }
+}
+
+/// Both add in fp32, in different orders; twenty steps carry that on.
+#[test]
+fn fp32_is_the_cpus_engine() {
+    check_precision::<f32>(2e-6, 2e-5);
+}
+
+/// A rounding of activations is 2^-9; some tens of them one after the other.
+#[test]
+fn bf16_is_the_cpus_engine_rounded() {
+    check_precision::<bf16>(2e-2, 1e-2);
+}
+
+/// As above with 2^-12.
+#[test]
+fn fp16_is_the_cpus_engine_rounded() {
+    check_precision::<f16>(3e-3, 2e-3);
+}
+
+/// All that is left after some steps, to the bit.
+fn run<T: Precision>(
+    recompute: Recompute,
+    order: Order,
+    launch: Launch,
+) -> (Vec<UpdateStats>, EngineState, f64) {
+    let model = model(true);
+    let mut engine = cuda::<T>(&model, 0.2, recompute, order, launch);
+    let stats = (0..2).map(|step| iteration(&mut engine, step)).collect();
+    let loss = engine.loss(&batch(&model, 50)).unwrap();
+    (stats, engine.state().unwrap(), loss)
+}
+
+#[test]
+fn graphs_launches_and_recomputing_give_the_same_bits() {
+    let expected = run::<bf16>(Recompute::None, Order::Forward, Launch::Direct);
+    for (recompute, order) in [
+        (Recompute::None, Order::Forward),
+        (Recompute::None, Order::Reverse),
+        (Recompute::Gelu, Order::Random),
+        (Recompute::Block, Order::Random),
+    ] {
+        let got = run::<bf16>(recompute, order, Launch::Graphs);
+        assert!(got == expected, "{recompute:?} {order:?}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_from_its_state_to_the_bit_and_on_other_engines() {
+    let model = model(false);
+    let engine = || cuda::<f16>(&model, 0.1, Recompute::Gelu, Order::Random, Launch::Graphs);
+    let mut whole = engine();
+    for step in 0..2 {
+        iteration(&mut whole, step);
+    }
+    let state = whole.state().unwrap();
+    let mut resumed = engine();
+    resumed.load_state(&state).unwrap();
+    assert_eq!(resumed.state().unwrap(), state);
+    for step in 2..4 {
+        assert_eq!(
+            iteration(&mut whole, step),
+            iteration(&mut resumed, step),
+            "step {step}"
+        );
+    }
+    assert_eq!(whole.state().unwrap(), resumed.state().unwrap());
+
+    // What another engine writes has no loss scale, and this one's is none of another's business.
+    let mut cpu = CpuEngine::new(&model, hyper(0.1, 2), SHAPE);
+    cpu.load_state(&state).unwrap();
+    iteration(&mut cpu, 2);
+    let mut back = engine();
+    back.load_state(&cpu.state().unwrap()).unwrap();
+    assert_eq!(back.state().unwrap().updates, 3);
+    assert!(iteration(&mut back, 3).grad_norm.is_finite());
+}
+
+#[test]
+fn an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() {
+    let model = model(false);
+    let mut engine = cuda::<f16>(&model, 0.0, Recompute::None, Order::Random, Launch::Graphs);
+    let mut state = engine.state().unwrap();
+    // So large that the gradients of the logits' weights do not fit fp16.
+    state.loss_scale = Some(LossScale {
+        scale: 16_777_216.0,
+        good_steps: 7,
+    });
+    engine.load_state(&state).unwrap();
+    let stats = iteration(&mut engine, 0);
+    assert!(stats.overflowed && stats.loss.is_finite(), "{stats:?}");
+    let after = engine.state().unwrap();
+    assert_eq!(
+        (&after.parameters, &after.exp_avg, after.updates),
+        (&state.parameters, &state.exp_avg, 0)
+    );
+    let scale = after.loss_scale.unwrap();
+    assert_eq!((scale.scale, scale.good_steps), (8_388_608.0, 0));
+    // It comes down until a step fits.
+    let steps = (1..20).map(|step| iteration(&mut engine, step));
+    assert!(steps.skip_while(|stats| stats.overflowed).count() > 0);
+    assert!(engine.state().unwrap().updates > 0);
+}
+
+#[test]
+fn memory_is_what_was_foreseen() {
+    let model = model(true);
+    let engine = cuda::<bf16>(&model, 0.2, Recompute::None, Order::Forward, Launch::Direct);
+    let properties = emulator(Order::Forward).properties().clone();
+    let foreseen = super::super::cuda::memory::<bf16>(&model, true, SHAPE, &properties);
+    assert_eq!(engine.memory(), Some(foreseen));
+}
