@@ -4,8 +4,11 @@ use super::Dims;
 use crate::cuda::{Arg, Buffer, CudaError, Float, Grid, Stream};
 use crate::dropout::Dropout;
 
-/// The largest head of all kernels, and of those on tensor cores.
-const HEAD_SIZE_MAX: usize = 256;
+/// The largest head of all kernels.
+pub const HEAD_SIZE_MAX: usize = 256;
+/// The most attention weights, B H T², that a dropout has random words for.
+pub const DROPPED_WEIGHTS_MAX: usize = 1 << 34;
+/// The largest head of the kernels on tensor cores.
 const TENSOR_CORE_HEAD_SIZE_MAX: usize = 128;
 /// Threads of a block on the general path, and rows that it computes.
 const GENERAL_THREADS: u32 = 256;
@@ -217,7 +220,7 @@ fn check(dims: Dims, drops: bool) {
         "heads have at most {HEAD_SIZE_MAX} elements"
     );
     assert!(
-        !drops || (batch * heads * time * time).div_ceil(4) <= 1 << 32,
+        !drops || batch * heads * time * time <= DROPPED_WEIGHTS_MAX,
         "there are more attention weights than a dropout has random words"
     );
     let counts = [3 * heads * head_size, batch * time * heads];

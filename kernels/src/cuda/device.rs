@@ -60,6 +60,12 @@ impl Device {
         Self::open(ordinal, false)
     }
 
+    /// Whether this machine has an NVIDIA driver, in whatever state.
+    #[cfg(feature = "cuda")]
+    pub fn is_driver_present() -> bool {
+        driver::is_present()
+    }
+
     /// As [`Self::cuda`]; `poisoned`: new memory holds NaN bytes, as on the emulator.
     #[cfg(feature = "cuda")]
     pub(super) fn open(ordinal: usize, poisoned: bool) -> Result<Self, CudaError> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Snapshot;
 use super::files::{self, HashingFile};
-use crate::engine::{LossScale, NamedTensor};
+use crate::engine::{EngineState, LossScale, NamedTensor};
 use crate::error::Result;
 
 // Parameters go to the file as they lie in memory, and safetensors is little-endian.
@@ -58,17 +58,9 @@ fn write_files(folder: &Path, snapshot: &Snapshot) -> Result<Manifest> {
     )?;
     entries.insert(RunDir::MODEL.to_owned(), entry);
 
-    let mut metadata = vec![
-        ("format", "pt".to_owned()),
-        ("updates", engine.updates.to_string()),
-    ];
-    if let Some(LossScale { scale, good_steps }) = engine.loss_scale {
-        metadata.push(("loss_scale", scale.to_string()));
-        metadata.push(("loss_scale_good_steps", good_steps.to_string()));
-    }
     let entry = write_tensors(
         &folder.join(RunDir::OPTIMIZER),
-        &metadata,
+        &optimizer_metadata(engine),
         &[
             ("exp_avg.", &engine.exp_avg),
             ("exp_avg_sq.", &engine.exp_avg_sq),
@@ -132,6 +124,19 @@ fn move_in(run: &RunDir, temporary: &Path, step: u64) -> Result<()> {
         files::rename(temporary, &home)?;
     }
     files::sync_dir(&run.checkpoints())
+}
+
+/// Of the optimizer's file: what is no tensor.
+fn optimizer_metadata(engine: &EngineState) -> Vec<(&'static str, String)> {
+    let mut metadata = vec![
+        ("format", "pt".to_owned()),
+        ("updates", engine.updates.to_string()),
+    ];
+    if let Some(LossScale { scale, good_steps }) = engine.loss_scale {
+        metadata.push(("loss_scale", scale.to_string()));
+        metadata.push(("loss_scale_good_steps", good_steps.to_string()));
+    }
+    metadata
 }
 
 /// Writes groups of tensors, each with a prefix to its names, as one safetensors file: the length

@@ -11,7 +11,7 @@ use super::{Words, configure, print};
 use crate::config::Config;
 use crate::data::Batch;
 use crate::engine::profile::{Profile, RoomTime};
-use crate::engine::{self, Engine, MicroStep};
+use crate::engine::{self, Engine, MicroStep, Place};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::ModelConfig;
@@ -38,7 +38,7 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     }
     let resolved = Config::resolve(source.as_deref(), &words.words)?;
     let config = &resolved.config;
-    engine::check_device(&config.device)?;
+    let place = Place::open(&config.device)?;
     configure(config);
     let model = ModelConfig {
         n_layer: config.n_layer,
@@ -52,7 +52,7 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
         },
         bias: config.bias,
     };
-    let mut engine = engine::build(config, &model)?;
+    let mut engine = engine::build(&place, config, &model)?;
     let (times, losses) = time(engine.as_mut(), config, &mode, warmup_steps, steps)?;
     let profile = engine.take_profile();
     let peak_flops = engine.peak_flops()?;

@@ -6,7 +6,7 @@ use protocol::{ExitCode, RunDir};
 
 use super::{Words, configure, load_model, print};
 use crate::checkpoint;
-use crate::engine;
+use crate::engine::{self, Place};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::metrics::Metrics;
@@ -18,7 +18,7 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
         .unwrap_or_else(|| "latest".to_owned());
     let resolved = words.resolve_saved()?;
     let config = &resolved.config;
-    engine::check_device(&config.device)?;
+    let place = Place::open(&config.device)?;
     configure(config);
     let run = RunDir::new(&config.out_dir);
     let mut metrics = Metrics::new(None, &config.progress, started)?;
@@ -27,7 +27,7 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let identity = train::identity(&dataset);
     checkpoint::compatible(&loaded.state, &loaded.state.model, &identity)?;
     let loader = train::open_loader(config, &dataset)?;
-    let mut engine = engine::build(config, &loaded.state.model)?;
+    let mut engine = engine::build(&place, config, &loaded.state.model)?;
     engine.load_parameters(&loaded.engine.parameters)?;
     let losses = eval::losses(engine.as_mut(), &loader, config.eval_iters, &|| false)?;
     let losses = losses.ok_or(Error::Stopped)?;

@@ -8,7 +8,7 @@ use protocol::{ExitCode, RunDir};
 
 use super::load_model;
 use crate::config::Config;
-use crate::engine;
+use crate::engine::{self, Place};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::sample::{self, SampleOptions};
@@ -64,7 +64,7 @@ const RULER: &str = "---------------";
 
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     check(arguments)?;
-    engine::check_device(&arguments.device)?;
+    let place = Place::open(&arguments.device)?;
     machine::configure(machine::threads(arguments.threads));
     let run = RunDir::new(&arguments.out_dir);
     let loaded = load_model(&run, &arguments.checkpoint)?;
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut config = Config::from_toml_str(&loaded.state.config)?;
     // Training's batches are not needed here, nor is the memory for them.
     config.batch_size = 1;
-    let mut engine = engine::build(&config, &loaded.state.model)?;
+    let mut engine = engine::build(&place, &config, &loaded.state.model)?;
     engine.load_parameters(&loaded.engine.parameters)?;
     let options = SampleOptions {
         temperature: arguments.temperature,

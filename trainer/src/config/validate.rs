@@ -107,7 +107,8 @@ impl Rules<'_> {
                 && value
                     .strip_prefix("cuda:")
                     .is_some_and(|n| !n.starts_with('+') && n.parse::<u16>().is_ok());
-            let known = words.contains(&&*value) && value != "cuda:N";
+            let is_emulator = cfg!(feature = "emulator") && key == "device" && value == "emulator";
+            let known = is_emulator || words.contains(&&*value) && value != "cuda:N";
             let expected = format!("one of {}", words.join(", "));
             self.require(known || is_numbered_gpu, key, &expected);
         }

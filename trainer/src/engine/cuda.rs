@@ -4,10 +4,12 @@
 //! Step, loss scale, learning rate and the counters of dropout live in device memory, in the room
 //! `controller`: a graph is recorded once and only its inputs change.
 
+mod gpu;
 mod hazards;
 mod memory;
 mod run;
 
+use half::{bf16, f16};
 use kernels::attention;
 use kernels::controller::cuda::Controller;
 use kernels::controller::{LossScaling, Report, Settings, StepState};
@@ -21,10 +23,11 @@ use self::run::Context;
 use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
 use super::{
     Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, Shape, UpdateStats,
-    in_order, measured_peak,
+    check_memory, in_order,
 };
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::model::{ModelConfig, NamedTensor};
 use crate::philox::{Philox, Stream as RandomStream};
 
@@ -404,6 +407,39 @@ fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Shape) -> [Pla
     [training.build(), evaluation.build(), generation.build()]
 }
 
+/// The engine for a device in the precision that the key `dtype` asks for.
+///
+/// # Errors
+/// [`Error::Config`] if the run does not fit the device, [`Error::Device`] if that fails.
+pub(super) fn build(
+    device: &Device,
+    dtype: &str,
+    model: &ModelConfig,
+    hyper: Hyperparameters,
+    shape: Shape,
+) -> Result<Box<dyn Engine>> {
+    gpu::check(model, shape, hyper.dropout > 0.0)?;
+    match gpu::precision(device, dtype)? {
+        Dtype::F32 => build_in::<f32>(device, model, hyper, shape),
+        Dtype::BF16 => build_in::<bf16>(device, model, hyper, shape),
+        Dtype::F16 => build_in::<f16>(device, model, hyper, shape),
+    }
+}
+
+fn build_in<T: Precision>(
+    device: &Device,
+    model: &ModelConfig,
+    hyper: Hyperparameters,
+    shape: Shape,
+) -> Result<Box<dyn Engine>> {
+    let properties = device.properties();
+    let needed = |shape| memory::<T>(model, hyper.dropout > 0.0, shape, properties);
+    let available = device.free_bytes()?.or_else(machine::memory_available);
+    check_memory(&needed, shape, available)?;
+    let engine = CudaEngine::<T>::new(device, model, hyper, shape, Launch::Graphs)?;
+    Ok(Box::new(engine))
+}
+
 /// What a run of this shape takes on a device.
 pub(super) fn memory<T: Precision>(
     model: &ModelConfig,
@@ -428,8 +464,12 @@ impl<T: Precision> Engine for CudaEngine<T> {
         self.core.device.name().to_owned()
     }
 
+    fn dtype(&self) -> &'static str {
+        T::DTYPE.name()
+    }
+
     fn peak_flops(&self) -> Result<Option<f64>> {
-        Ok(Some(measured_peak()))
+        Ok(Some(gpu::peak_flops::<T>(&self.core.device)?))
     }
 
     fn memory(&self) -> Option<Memory> {

@@ -5,6 +5,7 @@
 
 pub mod plan;
 pub mod profile;
+pub mod device;
 pub mod cpu;
 pub mod candle;
 #[cfg(any(test, feature = "device"))]
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::machine::{self, human_bytes};
 pub use crate::model::NamedTensor;
 use crate::model::{ModelConfig, Parameter};
+pub use device::Place;
 pub use plan::Recompute;
 pub use profile::Profile;
 
@@ -30,6 +32,11 @@ pub trait Engine {
 
     /// Where it computes: `cpu`, `cuda:0`, …
     fn device(&self) -> String;
+
+    /// What weights and activations are held in: `float32`, `bfloat16` or `float16`.
+    fn dtype(&self) -> &'static str {
+        "float32"
+    }
 
     /// Peak rate in FLOP/s for MFU, from the data sheet or measured; `None` if nobody knows.
     fn peak_flops(&self) -> Result<Option<f64>>;
@@ -199,46 +206,50 @@ impl Memory {
     }
 }
 
-/// The engine that the config asks for, with freshly initialised parameters.
+/// The engine that the config asks for on a device, with freshly initialised parameters.
 ///
 /// # Errors
-/// [`Error::Device`] if the device asked for is not usable here; [`Error::Config`] if the run does
-/// not fit the memory.
-pub fn build(config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
-    check_device(&config.device)?;
+/// [`Error::Config`] if the run does not fit the memory or the engine, [`Error::Device`] if the
+/// device fails.
+pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
     let (hyper, shape) = (Hyperparameters::of(config), Shape::of(config));
-    match config.engine.as_str() {
-        "candle" => Ok(Box::new(candle::CandleEngine::new(model, hyper)?)),
-        _ => {
-            check_memory(
-                model,
-                config.dropout > 0.0,
-                shape,
-                machine::memory_available(),
-            )?;
+    let dropout = config.dropout > 0.0;
+    match place {
+        Place::Cpu if config.engine == "candle" => {
+            Ok(Box::new(candle::CandleEngine::new(model, hyper)?))
+        }
+        Place::Cpu => {
+            let needed = |shape| cpu::memory(model, dropout, shape);
+            check_memory(&needed, shape, machine::memory_available())?;
             Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape)))
         }
+        #[cfg(any(test, feature = "device"))]
+        Place::Gpu(_) if config.engine == "candle" => Err(Error::config(
+            "engine=candle: computes on the CPU only\nhint: --engine=fused, or --device=cpu",
+        )),
+        #[cfg(any(test, feature = "device"))]
+        Place::Gpu(device) => cuda::build(device, &config.dtype, model, hyper, shape),
     }
 }
 
-/// Whether a run fits into `available` bytes, before anything is allocated.
+/// Whether a run fits into `available` bytes, before anything is allocated. `needed` foresees what
+/// a shape takes.
 ///
 /// # Errors
 /// [`Error::Config`] with what it needs, what there is, and a batch size that fits.
 fn check_memory(
-    model: &ModelConfig,
-    dropout: bool,
+    needed: &dyn Fn(Shape) -> Memory,
     shape: Shape,
     available: Option<u64>,
 ) -> Result<()> {
     let Some(available) = available else {
         return Ok(());
     };
-    let needed = cpu::memory(model, dropout, shape).total();
-    if needed <= available {
+    let needed = |shape| needed(shape).total();
+    if needed(shape) <= available {
         return Ok(());
     }
-    let fits = |shape: &Shape| cpu::memory(model, dropout, *shape).total() <= available;
+    let fits = |shape: &Shape| needed(*shape) <= available;
     let smaller = |recompute| {
         let sizes = (1..shape.batch_size).rev();
         sizes
@@ -264,23 +275,9 @@ fn check_memory(
     };
     Err(Error::config(format!(
         "memory: this run needs {}, {} are available\nhint: {hint}",
-        human_bytes(needed),
+        human_bytes(needed(shape)),
         human_bytes(available)
     )))
-}
-
-/// Whether this program can compute on a device, before any work is done for it.
-///
-/// # Errors
-/// [`Error::Device`] saying why not and what to do.
-pub fn check_device(device: &str) -> Result<()> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        other => Err(Error::Device(format!(
-            "device={other}: not usable: this program is built for the CPU only\n\
-             hint: --device=cpu (or auto, the default)"
-        ))),
-    }
 }
 
 /// `found` in the order of `expected`, or the first name or shape that does not agree.

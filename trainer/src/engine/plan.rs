@@ -222,6 +222,15 @@ impl Plan {
 }
 
 impl Dtype {
+    /// As the key `dtype` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::BF16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,

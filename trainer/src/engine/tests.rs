@@ -93,13 +93,14 @@ fn a_run_that_does_not_fit_is_refused_with_a_batch_size_that_does() {
         )
         .total()
     };
+    let foreseen = |shape| cpu::memory(&model, false, shape);
     let refusal = |available| {
-        let error = check_memory(&model, false, shape, Some(available)).unwrap_err();
+        let error = check_memory(&foreseen, shape, Some(available)).unwrap_err();
         assert_eq!(error.exit_code(), Some(protocol::ExitCode::Config));
         error.to_string()
     };
-    assert!(check_memory(&model, false, shape, Some(needed(16, Recompute::Gelu))).is_ok());
-    assert!(check_memory(&model, false, shape, None).is_ok());
+    assert!(check_memory(&foreseen, shape, Some(needed(16, Recompute::Gelu))).is_ok());
+    assert!(check_memory(&foreseen, shape, None).is_ok());
 
     let text = refusal(needed(16, Recompute::Gelu) - 1);
     assert!(text.contains("hint: --recompute=block fits"), "{text}");

@@ -28,7 +28,7 @@ use crate::tokenizer::Tokenizer;
 /// `events.jsonl` tells it too, once the run directory is ours.
 pub fn train(resolved: &Resolved, signals: &Signals, started: Instant) -> Result<ExitCode> {
     let config = &resolved.config;
-    engine::check_device(&config.device)?;
+    let place = engine::Place::open(&config.device)?;
     let run = RunDir::new(&config.out_dir);
     fs::create_dir_all(run.root()).map_err(Error::write(run.root()))?;
     let _lock = RunLock::acquire(&run)?;
@@ -36,15 +36,16 @@ pub fn train(resolved: &Resolved, signals: &Signals, started: Instant) -> Result
 
     let mut metrics = Metrics::new(Some(&run), &config.progress, started)?;
     let mut step = 0;
-    let result =
-        Trainer::open(resolved, &run, resume, signals, &mut metrics).and_then(|mut trainer| {
+    let result = Trainer::open(resolved, &place, &run, resume, signals, &mut metrics).and_then(
+        |mut trainer| {
             let ending = trainer.run();
             step = trainer.state.step;
             trainer.metrics.end();
             let ending = ending?;
             report::end(&mut trainer, ending)?;
             Ok(ending)
-        });
+        },
+    );
     let (reason, exit_code) = match &result {
         Ok(Ending::Finished) => ("all iterations are done".to_owned(), 0),
         Ok(Ending::Evaluated) => ("evaluated, as eval_only asks".to_owned(), 0),
@@ -102,6 +103,7 @@ fn discard(config: &Config, run: &RunDir) -> Result<()> {
 impl<'a> Trainer<'a> {
     fn open(
         resolved: &'a Resolved,
+        place: &engine::Place,
         run: &RunDir,
         resume: bool,
         signals: &'a Signals,
@@ -116,7 +118,7 @@ impl<'a> Trainer<'a> {
         metrics.phase(Phase::Loading);
         let model = model_config(config, &tokenizer)?;
         let loader = open_loader(config, &dataset)?;
-        let mut engine = engine::build(config, &model)?;
+        let mut engine = engine::build(place, config, &model)?;
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
         if resume {

@@ -64,9 +64,10 @@ pub(super) fn start(trainer: &Trainer<'_>, resolved: &Resolved) -> Vec<String> {
         human_count(config.tokens_per_iteration())
     ));
     lines.push(format!(
-        "device {}, engine {}, {} threads",
+        "device {}, engine {} in {}, {} threads",
         trainer.engine.device(),
         trainer.engine.name(),
+        trainer.engine.dtype(),
         machine::threads(config.threads),
     ));
     lines.push(memory_line(trainer));

@@ -151,10 +151,15 @@ fn ignore(result: Result<(), DriverError>) {
     result.ok();
 }
 
+/// Whether the driver's library is there.
+pub(super) fn is_present() -> bool {
+    // SAFETY: loads NVIDIA's library, whose initialisers ask for nothing.
+    unsafe { sys::is_culib_present() }
+}
+
 /// The driver's version, once it is loaded and ready.
 fn driver_version() -> Result<i32, CudaError> {
-    // SAFETY: loads NVIDIA's library, whose initialisers ask for nothing.
-    if !unsafe { sys::is_culib_present() } {
+    if !is_present() {
         return Err(CudaError::Unavailable(
             "cuda: libcuda.so.1 was not found: this machine has no NVIDIA driver\nhint: install \
              the driver (525 or later; 580 or later for kernels of nvcc 13); in a container, pass \

@@ -1,5 +1,5 @@
-//! What the engine keeps on the device besides the arena: parameters in their precisions, gradients,
-//! moments, and the scratch memory of the rooms.
+//! What the engine keeps on the device besides the arena: parameters in their precisions,
+//! gradients, moments, and the scratch memory of the rooms.
 
 use kernels::adamw::cuda as adamw;
 use kernels::cuda::{Buffer, CudaError, Device, Float, Properties, Stream};

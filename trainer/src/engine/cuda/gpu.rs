@@ -1,0 +1,131 @@
+//! What a GPU means to a run: the precision it computes in, its peak rate, the models it takes.
+
+use kernels::attention::cuda::{DROPPED_WEIGHTS_MAX, HEAD_SIZE_MAX};
+use kernels::cuda::{CudaError, Device, Float};
+use kernels::layernorm::cuda::CHANNELS_MAX;
+use kernels::matmul;
+
+use crate::engine::plan::Dtype;
+use crate::engine::{Shape, measured_peak};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+
+/// Dense rates of 16-bit products with sums in fp32 by the data sheets, TFLOP/s; the first that the
+/// name holds.
+const PEAKS: [(&str, f64); 19] = [
+    ("B200", 2250.0),
+    ("GH200", 989.0),
+    ("H200", 989.0),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("A100", 312.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("A40", 149.7),
+    ("RTX A6000", 154.8),
+    ("L40S", 362.0),
+    ("L4", 121.0),
+    ("T4", 65.0),
+    ("V100", 125.0),
+    ("RTX 5090", 209.5),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("RTX 6000 Ada", 364.2),
+];
+
+/// The type of activations that the key `dtype` asks for: `auto` is bf16 where the GPU has it, else
+/// fp16.
+///
+/// # Errors
+/// [`Error::Config`] where the GPU does not have it.
+pub(super) fn precision(device: &Device, dtype: &str) -> Result<Dtype> {
+    let has_bf16 = device.properties().compute_capability >= (8, 0);
+    match dtype {
+        "float32" => Ok(Dtype::F32),
+        "float16" => Ok(Dtype::F16),
+        "bfloat16" if !has_bf16 => Err(Error::config(format!(
+            "dtype=bfloat16: {} has none, that begins with compute capability 8.0\n\
+             hint: --dtype=float16 (or auto)",
+            device.name()
+        ))),
+        _ if has_bf16 => Ok(Dtype::BF16),
+        _ => Ok(Dtype::F16),
+    }
+}
+
+/// Whether the kernels take a model and a batch.
+///
+/// # Errors
+/// [`Error::Config`] with the limit that it breaks.
+pub(super) fn check(model: &ModelConfig, shape: Shape, dropout: bool) -> Result<()> {
+    let mut faults = Vec::new();
+    let mut limit = |holds: bool, text: String| {
+        if !holds {
+            faults.push(text);
+        }
+    };
+    let (n_embd, head_size) = (model.n_embd, model.n_embd / model.n_head);
+    limit(
+        n_embd <= CHANNELS_MAX,
+        format!("n_embd: expected at most {CHANNELS_MAX} on a GPU, got {n_embd}"),
+    );
+    limit(
+        head_size <= HEAD_SIZE_MAX,
+        format!("n_embd / n_head: expected at most {HEAD_SIZE_MAX} on a GPU, got {head_size}"),
+    );
+    let weights = shape.batch_size * model.n_head * shape.block_size.pow(2);
+    limit(
+        !dropout || weights <= DROPPED_WEIGHTS_MAX,
+        format!(
+            "dropout: batch_size x n_head x block_size² is {weights}, expected at most \
+             {DROPPED_WEIGHTS_MAX} with dropout\nhint: a smaller batch_size"
+        ),
+    );
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Config(faults))
+    }
+}
+
+/// Peak rate in FLOP/s: the data sheet's for 16 bits, measured where it is not known here.
+pub(super) fn peak_flops<T: Float>(device: &Device) -> std::result::Result<f64, CudaError> {
+    if device.free_bytes()?.is_none() {
+        // The emulator computes on the host.
+        return Ok(measured_peak());
+    }
+    let known = PEAKS
+        .iter()
+        .find(|(name, _)| device.name().contains(name))
+        .filter(|_| size_of::<T>() == 2);
+    match known {
+        Some((_, tflops)) => Ok(tflops * 1e12),
+        None => measured::<T>(device),
+    }
+}
+
+/// Rate of a large product: the best of a few.
+fn measured<T: Float>(device: &Device) -> std::result::Result<f64, CudaError> {
+    const SIZE: usize = 4096;
+    const REPEATS: usize = 5;
+    let dims = matmul::Dims {
+        m: SIZE,
+        k: SIZE,
+        n: SIZE,
+    };
+    let stream = device.stream()?;
+    // Zeros would cost less power, and so run faster, than what a run computes on.
+    let values = (0..SIZE * SIZE).map(|i| T::from_f64((i * 7 % 251) as f64 / 251.0 - 0.5));
+    let x = device.upload(&values.collect::<Vec<_>>())?;
+    let mut out = device.alloc::<T>(SIZE * SIZE)?;
+    let mut best = f32::INFINITY;
+    for _ in 0..REPEATS {
+        let begin = stream.record()?;
+        matmul::cuda::forward(&stream, &mut out, &x, &x, None, None, dims)?;
+        let end = stream.record()?;
+        stream.synchronize()?;
+        best = best.min(end.milliseconds_since(&begin)?);
+    }
+    Ok(dims.flops() as f64 / (f64::from(best) / 1e3))
+}
