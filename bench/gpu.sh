@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dist=$root/dist/gpu
 out=${OUT:-$root/bench/out}
-stages=(conformance kernels)
+stages=(conformance kernels engine)
 run_s_max=60
 
 usage() {
@@ -16,6 +16,7 @@ usage: bench/gpu.sh build           needs nvcc, no GPU: puts the programs into d
 stages:
   conformance   what the wrappers of device.cuh do, against the recorded outputs
   kernels       every room's tests on the GPU; again under compute-sanitizer, if there is one
+  engine        whole steps on the GPU against the CPU's engine, in every precision
 environment:
   ANNEAL_CUDA_ARCHS   for build: the targets, such as 90 (default: all)
   OUT                 for run: the folder for logs and results (default: bench/out)
@@ -31,17 +32,19 @@ fail() {
 
 build() {
     cd "$root"
-    local tests
-    cargo build --release -p trainer --features kernels/cuda
-    tests=$(cargo test --release -p kernels --features cuda --lib --no-run \
-        --message-format=json-render-diagnostics | python3 -c '
+    mkdir -p "$dist"
+    cargo build --release -p trainer --features cuda
+    strip -o "$dist/trainer" "${CARGO_TARGET_DIR:-target}/release/trainer"
+    local package tests
+    for package in kernels trainer; do
+        tests=$(cargo test --release -p "$package" --features cuda --lib --no-run \
+            --message-format=json-render-diagnostics | python3 -c '
 import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("executable"):
         print(message["executable"])')
-    mkdir -p "$dist"
-    strip -o "$dist/trainer" "${CARGO_TARGET_DIR:-target}/release/trainer"
-    strip -o "$dist/kernels-tests" "$tests"
+        strip -o "$dist/$package-tests" "$tests"
+    done
     describe_tree >"$dist/commit"
     du -h "$dist"/*
 }
@@ -120,6 +123,11 @@ stage_kernels() {
     done
 }
 
+stage_engine() {
+    tests engine "device" engine-device "$dist/trainer-tests" engine::tests::device || true
+    tests engine "contract" engine-contract "$dist/trainer-tests" on_cuda || true
+}
+
 find_tool() {
     command -v "$1" && return
     local home place
@@ -137,7 +145,10 @@ run() {
         [[ " ${stages[*]} " == *" $stage "* ]] ||
             fail "no stage \`$stage\`, expected some of: ${stages[*]}"
     done
-    [[ -x $dist/kernels-tests ]] || fail "$dist/kernels-tests is missing: run bench/gpu.sh build"
+    local program
+    for program in kernels-tests trainer-tests; do
+        [[ -x $dist/$program ]] || fail "$dist/$program is missing: run bench/gpu.sh build"
+    done
     mkdir -p "$out"
     commit=$(<"$dist/commit")
     device=$(nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader \

@@ -35,8 +35,13 @@ impl<T: Precision> Probe for CudaEngine<T> {
     }
 }
 
-/// A device that starts ready work in an order of its own.
-fn emulator(order: Order) -> Device {
+/// The emulator, which starts ready work in an order of its own; with ANNEAL_TEST_DEVICE=cuda the
+/// GPU, which has its own as well.
+fn device(order: Order) -> Device {
+    #[cfg(feature = "cuda")]
+    if std::env::var("ANNEAL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return Device::cuda(0).unwrap();
+    }
     Device::emulator(Schedule {
         order,
         seed: 1,

@@ -38,7 +38,7 @@ fn cuda(dropout: f64, gradient_accumulation_steps: u64) -> Box<dyn Probe> {
         block_size: 8,
         recompute: Recompute::Gelu,
     };
-    let device = emulator(Order::Random);
+    let device = super::device(Order::Random);
     let engine = CudaEngine::<f32>::new(&device, &model(), hyper, shape, Launch::Graphs);
     Box::new(engine.unwrap())
 }

@@ -53,7 +53,7 @@ fn cuda<T: Precision>(
     launch: Launch,
 ) -> CudaEngine<T> {
     let shape = Shape { recompute, ..SHAPE };
-    CudaEngine::new(&emulator(order), model, hyper(dropout, 2), shape, launch).unwrap()
+    CudaEngine::new(&device(order), model, hyper(dropout, 2), shape, launch).unwrap()
 }
 
 /// An iteration of two micro-steps, up to its gradients.
@@ -228,7 +228,7 @@ fn an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() {
 fn memory_is_what_was_foreseen() {
     let model = model(true);
     let engine = cuda::<bf16>(&model, 0.2, Recompute::None, Order::Forward, Launch::Direct);
-    let properties = emulator(Order::Forward).properties().clone();
+    let properties = device(Order::Forward).properties().clone();
     let foreseen = super::super::cuda::memory::<bf16>(&model, true, SHAPE, &properties);
     assert_eq!(engine.memory(), Some(foreseen));
 }

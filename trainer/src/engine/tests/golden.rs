@@ -145,7 +145,7 @@ impl Golden {
                 Box::new(CpuEngine::new(&self.model, hyper, shape(recompute)))
             }
             Kind::Cuda(recompute) => {
-                let (device, shape) = (emulator(Order::Random), shape(recompute));
+                let (device, shape) = (super::device(Order::Random), shape(recompute));
                 let engine =
                     CudaEngine::<f32>::new(&device, &self.model, hyper, shape, Launch::Graphs);
                 Box::new(engine.unwrap())
