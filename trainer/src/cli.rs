@@ -1,6 +1,7 @@
 //! The command line: which command, its words, and where each goes. `main.rs` calls [`run`].
 
 mod bench;
+mod estimate;
 mod evaluate;
 mod prepare;
 mod sample;
@@ -15,6 +16,7 @@ use crate::checkpoint::{self, Listed, Loaded};
 use crate::config::{Config, Resolved};
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::model::ModelConfig;
 use crate::signals::Signals;
 use crate::train;
 
@@ -47,6 +49,9 @@ enum Command {
     /// Time training or evaluation steps on random tokens: --config, --mode=train|eval, --steps=N,
     /// --warmup_steps=N, --format=json|table (a line, or time by room), any key.
     Bench(Words),
+    /// Foresee the memory of a run and the batch sizes that fit: --config, --available=GIB (of
+    /// another machine), any key.
+    Estimate(Words),
 }
 
 #[derive(Debug, clap::Args)]
@@ -88,6 +93,7 @@ pub fn run(arguments: Vec<String>, started: Instant) -> Result<ExitCode> {
         Ok(Command::Sample(arguments)) => sample::run(&arguments),
         Ok(Command::Eval(words)) => evaluate::run(words, started),
         Ok(Command::Bench(words)) => bench::run(words),
+        Ok(Command::Estimate(words)) => estimate::run(words),
         Err(error) if error.use_stderr() => Err(usage_error(&error)),
         Err(help) => print(&help.render().to_string()),
     }
@@ -107,6 +113,24 @@ fn usage_error(error: &clap::Error) -> Error {
     report.extend(tips);
     report.push("hint: --help lists what there is".to_owned());
     Error::Config(report)
+}
+
+/// The model that a config describes, where no dataset says how large its vocabulary is.
+fn model_of(config: &Config) -> ModelConfig {
+    /// GPT-2's, padded as nanoGPT does.
+    const VOCAB_SIZE: usize = 50304;
+    ModelConfig {
+        n_layer: config.n_layer,
+        n_head: config.n_head,
+        n_embd: config.n_embd,
+        block_size: config.block_size,
+        vocab_size: if config.vocab_size == 0 {
+            VOCAB_SIZE
+        } else {
+            config.vocab_size
+        },
+        bias: config.bias,
+    }
 }
 
 fn train(mut words: Words, started: Instant) -> Result<ExitCode> {

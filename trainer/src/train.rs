@@ -3,7 +3,7 @@
 mod open;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(crate) use self::open::{identity, open_data, open_loader};
 
 /// A run in progress.
 struct Trainer<'a> {
-    config: &'a Config,
+    config: Config,
     run: RunDir,
     signals: &'a Signals,
     metrics: &'a mut Metrics,
@@ -45,6 +45,10 @@ struct Trainer<'a> {
     /// Why the newest checkpoint could not be written, if it could not.
     save_failure: Option<String>,
     last_losses: Option<eval::Losses>,
+    /// Step and learning rate of the updates whose results the engine has not told.
+    submitted: VecDeque<(u64, f64)>,
+    /// Since when the update at hand takes its time.
+    timed_from: Instant,
 }
 
 /// How a run ended well.
@@ -63,6 +67,9 @@ impl Trainer<'_> {
             let at_end = step >= self.config.max_iters;
             let eval_due = every(self.config.eval_interval, step) || at_end;
             let val_loss = if eval_due || self.config.eval_only {
+                if self.settle()? {
+                    continue;
+                }
                 self.evaluate(step)?
             } else {
                 None
@@ -78,6 +85,9 @@ impl Trainer<'_> {
             }
             let stop = self.signals.stop_requested();
             if stop || at_end || self.checkpoint_is_due(step, val_loss) {
+                if self.settle()? {
+                    continue;
+                }
                 self.save(val_loss)?;
             }
             if stop || at_end {
@@ -91,7 +101,9 @@ impl Trainer<'_> {
                 });
             }
 
-            let begin = Instant::now();
+            if self.submitted.is_empty() {
+                self.timed_from = Instant::now();
+            }
             let data_step = step + self.state.data_offset;
             for micro in 0..self.config.gradient_accumulation_steps {
                 let at = MicroStep {
@@ -101,21 +113,45 @@ impl Trainer<'_> {
                 self.engine
                     .forward_backward(&self.loader.batch(data_step, micro), at)?;
             }
-            let lr = schedule::learning_rate(self.config, step);
-            let stats = self.engine.update(lr)?;
-            if let Some(reason) = self.divergence(step, stats) {
-                self.roll_back(&reason)?;
-                continue;
-            }
+            let lr = schedule::learning_rate(&self.config, step);
+            let stats = self.engine.submit_update(lr)?;
+            self.submitted.push_back((step, lr));
             self.state.step += 1;
             self.state.tokens += self.config.tokens_per_iteration();
-
-            let log = every(self.config.log_interval, step);
-            self.metrics
-                .step(step, stats, lr, begin.elapsed().as_secs_f64(), log);
+            if let Some(stats) = stats
+                && self.account(stats)?
+            {
+                continue;
+            }
             let outcomes = self.checkpoints.poll();
             self.report_saves(outcomes);
         }
+    }
+
+    /// Takes note of the oldest update that was not told yet; whether the run was rolled back.
+    fn account(&mut self, stats: UpdateStats) -> Result<bool> {
+        let (step, lr) = self.submitted.pop_front().expect("it was submitted");
+        if let Some(reason) = self.divergence(step, stats) {
+            // What came after it is void as well.
+            self.state.step = step;
+            self.roll_back(step, &reason)?;
+            return Ok(true);
+        }
+        let now = Instant::now();
+        let seconds = (now - std::mem::replace(&mut self.timed_from, now)).as_secs_f64();
+        let log = every(self.config.log_interval, step);
+        self.metrics.step(step, stats, lr, seconds, log);
+        Ok(false)
+    }
+
+    /// Waits for the updates that were not told yet; whether the run was rolled back.
+    fn settle(&mut self) -> Result<bool> {
+        while let Some(stats) = self.engine.finish()? {
+            if self.account(stats)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The validation loss; `None` where a stop came in between.
@@ -268,8 +304,8 @@ impl Trainer<'_> {
         None
     }
 
-    /// Goes back to the newest checkpoint and past the data that led here, or gives up.
-    fn roll_back(&mut self, reason: &str) -> Result<()> {
+    /// Goes back to the newest checkpoint and past the data that led to `step`, or gives up.
+    fn roll_back(&mut self, step: u64, reason: &str) -> Result<()> {
         let give_up = |why: &str| Err(Error::Diverged(format!("{reason}{why}")));
         if self.config.on_divergence != "rollback" {
             return give_up(
@@ -286,9 +322,10 @@ impl Trainer<'_> {
         let Some(loaded) = loaded else {
             return give_up(", and there is no checkpoint to go back to");
         };
-        let bad_data_step = self.state.step + self.state.data_offset;
+        let bad_data_step = step + self.state.data_offset;
         let rollbacks = self.state.rollbacks + 1;
         self.engine.load_state(&loaded.engine)?;
+        self.submitted.clear();
         self.saved = Some((loaded.state.step, loaded.manifest.val_loss.is_some()));
         self.state = TrainState {
             data_offset: bad_data_step + 1 - loaded.state.step,

@@ -13,7 +13,7 @@ const LOSS_SCALE: usize = 9;
 const GOOD_STEPS: usize = 10;
 const REPORTS: usize = 19;
 /// Words of a report in controller.cu.
-const REPORT_WORDS: usize = 8;
+pub const REPORT_WORDS: usize = 8;
 
 /// The device's memory of a run: state, settings and the ring of reports.
 #[derive(Debug)]
@@ -79,9 +79,22 @@ impl Controller {
         let first = from.max(written.saturating_sub(held));
         let report = |number: u32| {
             let place = (number % held) as usize * REPORT_WORDS;
-            Report::of(&ring[place..place + REPORT_WORDS])
+            Report::of_words(&ring[place..place + REPORT_WORDS])
         };
         Ok((first..written).map(report).collect())
+    }
+
+    /// Adds a copy of report `number` to the host, for [`Report::of_words`]. It must be one that the
+    /// ring still holds then.
+    pub fn download_report(
+        &self,
+        stream: &Stream,
+        number: u32,
+        to: &mut HostBuffer<u32>, // (REPORT_WORDS)
+    ) -> Result<(), CudaError> {
+        let held = (self.ring.len() / REPORT_WORDS) as u32;
+        let place = (number % held) as usize * REPORT_WORDS;
+        stream.download(to, &self.ring.slice(place..place + REPORT_WORDS))
     }
 
     /// Before the first micro-step of an iteration.
@@ -166,7 +179,9 @@ impl StepState {
 }
 
 impl Report {
-    fn of(words: &[u32]) -> Self {
+    /// From a report's words.
+    pub fn of_words(words: &[u32]) -> Self {
+        assert_eq!(words.len(), REPORT_WORDS);
         let float = |at: usize| f32::from_bits(words[at]);
         Self {
             step: u64::from(words[0]) | u64::from(words[1]) << 32,

@@ -295,6 +295,17 @@ impl Stream {
 }
 
 impl Event {
+    /// Waits until the work before the event is done. Not for events of a capture.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        assert!(self.branch.is_none(), "the event belongs to a capture");
+        match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            EventHome::Emulated(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            EventHome::Cuda(event) => event.synchronize(),
+        }
+    }
+
     /// Milliseconds from `earlier` to here on the device, after both are done: the stream must have
     /// been synchronized. Not for events of a capture.
     pub fn milliseconds_since(&self, earlier: &Self) -> Result<f32, CudaError> {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Words, configure, print};
+use super::{Words, configure, model_of, print};
 use crate::config::Config;
 use crate::data::Batch;
 use crate::engine::profile::{Profile, RoomTime};
@@ -16,9 +16,6 @@ use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream};
-
-/// GPT-2's vocabulary, padded as nanoGPT does.
-const DEFAULT_VOCAB_SIZE: usize = 50304;
 
 pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let source = words.take("config")?;
@@ -40,18 +37,8 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let config = &resolved.config;
     let place = Place::open(&config.device)?;
     configure(config);
-    let model = ModelConfig {
-        n_layer: config.n_layer,
-        n_head: config.n_head,
-        n_embd: config.n_embd,
-        block_size: config.block_size,
-        vocab_size: if config.vocab_size == 0 {
-            DEFAULT_VOCAB_SIZE
-        } else {
-            config.vocab_size
-        },
-        bias: config.bias,
-    };
+    let model = model_of(config);
+    let config = &engine::fitted(&place, config, &model)?;
     let mut engine = engine::build(&place, config, &model)?;
     let (times, losses) = time(engine.as_mut(), config, &mode, warmup_steps, steps)?;
     let profile = engine.take_profile();

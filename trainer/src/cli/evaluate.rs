@@ -26,6 +26,7 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let (dataset, _) = train::open_data(config, &mut metrics)?;
     let identity = train::identity(&dataset);
     checkpoint::compatible(&loaded.state, &loaded.state.model, &identity)?;
+    let config = &engine::fitted(&place, config, &loaded.state.model)?;
     let loader = train::open_loader(config, &dataset)?;
     let mut engine = engine::build(&place, config, &loaded.state.model)?;
     engine.load_parameters(&loaded.engine.parameters)?;

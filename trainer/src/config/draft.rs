@@ -159,6 +159,14 @@ impl Draft {
     }
 
     fn set(&mut self, place: &str, key: &Key, value: &Value) {
+        if key.name == "batch_size" {
+            // The number that was set before still says how many tokens make up a step.
+            let fit = matches!(value, Value::Text(word) if word == "auto");
+            self.config.fit_batch = fit;
+            if fit {
+                return;
+            }
+        }
         if (key.set)(&mut self.config, value) {
             self.origins.retain(|(name, _)| *name != key.name);
             self.origins.push((key.name, place.to_owned()));

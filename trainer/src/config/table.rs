@@ -139,6 +139,9 @@ keys! {
             "folder of the datasets; if empty, $ANNEAL_DATA or else data";
         data_url: String = "".into(),
             "mirror to try first when a dataset is fetched";
+        fit_batch: bool = false,
+            "choose batch_size by the device's memory, with as many tokens a step; \
+             --batch_size=auto says so";
         vocab_size: usize = 0,
             "tokens in the vocabulary; 0 means as the dataset says";
         sampling: String = "random".into(),

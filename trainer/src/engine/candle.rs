@@ -163,7 +163,7 @@ impl Engine for CandleEngine {
         Ok(())
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
+    fn submit_update(&mut self, learning_rate: f64) -> Result<Option<UpdateStats>> {
         assert!(self.micro_steps > 0, "an update needs gradients");
         let squares = |gradient: &Vec<f32>| global_norm::cpu::sum_of_squares(gradient);
         let grad_norm = self.gradients.iter().map(squares).sum::<f64>().sqrt();
@@ -174,7 +174,7 @@ impl Engine for CandleEngine {
         };
         if !(stats.loss.is_finite() && grad_norm.is_finite()) {
             self.clear_gradients();
-            return Ok(stats);
+            return Ok(Some(stats));
         }
         self.updates += 1;
         for (index, parameter) in self.parameters.iter().enumerate() {
@@ -204,7 +204,7 @@ impl Engine for CandleEngine {
         }
         self.clear_gradients();
         self.cache = KeyValueCache::default();
-        Ok(stats)
+        Ok(Some(stats))
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f64> {

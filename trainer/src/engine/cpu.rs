@@ -143,7 +143,7 @@ impl CpuEngine {
 }
 
 /// The plans of a step and of an evaluation.
-fn plans(model: &ModelConfig, dropout: bool, shape: Shape) -> (Plan, Plan) {
+pub(super) fn plans(model: &ModelConfig, dropout: bool, shape: Shape) -> (Plan, Plan) {
     let dims = run::attention_dims(model, shape.batch_size, shape.block_size);
     let training = PlanRequest {
         model,
@@ -185,10 +185,12 @@ pub(super) fn memory(model: &ModelConfig, dropout: bool, shape: Shape) -> Memory
 }
 
 fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan) -> Memory {
-    /// Weights, gradients and two moments, each fp32.
-    const BYTES_PER_PARAMETER: u64 = 16;
+    let fp32 = (layout.elements * size_of::<f32>()) as u64;
     Memory {
-        parameters: layout.elements as u64 * BYTES_PER_PARAMETER,
+        weights: fp32,
+        gradients: fp32,
+        moments: 2 * fp32,
+        workspace: 0,
         activations: training.arena_bytes.max(evaluation.arena_bytes) as u64,
     }
 }
@@ -244,7 +246,7 @@ impl Engine for CpuEngine {
         Ok(())
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
+    fn submit_update(&mut self, learning_rate: f64) -> Result<Option<UpdateStats>> {
         assert!(self.micro_steps > 0, "an update needs gradients");
         let begin = Instant::now();
         let grad_norm = in_pool(|| global_norm::cpu::sum_of_squares(&self.gradients)).sqrt();
@@ -280,7 +282,7 @@ impl Engine for CpuEngine {
         let bytes = self.layout.elements as f64 * 4.0 * 9.0;
         self.profile
             .add("adamw and gradient norm", begin.elapsed(), 0.0, bytes);
-        Ok(stats)
+        Ok(Some(stats))
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f64> {

@@ -11,9 +11,9 @@ mod run;
 
 use half::{bf16, f16};
 use kernels::attention;
-use kernels::controller::cuda::Controller;
+use kernels::controller::cuda::{Controller, REPORT_WORDS};
 use kernels::controller::{LossScaling, Report, Settings, StepState};
-use kernels::cuda::{Buffer, CudaError, Device, Graph, HostBuffer, Properties, Stream};
+use kernels::cuda::{Buffer, CudaError, Device, Event, Graph, HostBuffer, Properties, Stream};
 use kernels::{global_norm, matmul};
 
 use self::hazards::Streams;
@@ -23,11 +23,10 @@ use self::run::Context;
 use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
 use super::{
     Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, Shape, UpdateStats,
-    check_memory, in_order,
+    in_order,
 };
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::machine;
 use crate::model::{ModelConfig, NamedTensor};
 use crate::philox::{Philox, Stream as RandomStream};
 
@@ -36,8 +35,8 @@ const ALIGNMENT: usize = 256;
 /// Logits beyond this many elements are computed in chunks of rows: 1 GiB in 16 bits.
 const LOGITS_ELEMENTS_MAX: usize = 1 << 29;
 /// Batches on their way to the device, before the host waits.
-const STAGES: u64 = 4;
-/// Reports that the device keeps; the host reads each before the next.
+const STAGES: usize = 4;
+/// Reports that the device keeps; the host fetches each after its update.
 const REPORTS: usize = 4;
 /// What fp16's loss scale starts with: PyTorch's `GradScaler`.
 const LOSS_SCALE: f32 = 65_536.0;
@@ -59,13 +58,25 @@ pub struct CudaEngine<T> {
     launch: Launch,
     graphs: [Option<Graph>; Work::COUNT],
     /// Where batches wait for their copy, in turn.
-    stages: Vec<HostBuffer<i32>>, // (2, B, T)
-    prompt: HostBuffer<i32>,
-    learning_rate: HostBuffer<u64>,
+    stages: [Stage; STAGES],
+    batches_sent: usize,
+    prompt: HostBuffer<i32>, // (1, block_size)
     /// The micro-step that the device does next.
     next: MicroStep,
-    /// Reports read.
-    reports: u32,
+    /// Updates submitted, each with its report, since the state was set.
+    updates: u32,
+    /// Of the update at hand and the one before, by the parity of their number.
+    learning_rates: [HostBuffer<u64>; 2], // (1)
+    reports: [HostBuffer<u32>; 2], // (REPORT_WORDS)
+    /// The newest update's report has arrived; `None` where it was told.
+    reported: Option<Event>,
+}
+
+/// Host memory that batches are copied from.
+struct Stage {
+    tokens: HostBuffer<i32>, // (2, B, T)
+    /// After the copy of what it holds.
+    copied: Option<Event>,
 }
 
 /// Everything that work is done on.
@@ -136,18 +147,29 @@ impl<T: Precision> CudaEngine<T> {
             evaluation,
             generation,
         };
-        let stages = (0..STAGES).map(|_| device.host_buffer(&vec![0; 2 * rows]));
+        let stage = || -> Result<Stage> {
+            Ok(Stage {
+                tokens: device.host_buffer(&vec![0; 2 * rows])?,
+                copied: None,
+            })
+        };
         Ok(Self {
             core,
             main: device.stream()?,
             side: device.stream()?,
             launch,
             graphs: [const { None }; Work::COUNT],
-            stages: stages.collect::<std::result::Result<_, _>>()?,
+            stages: [stage()?, stage()?, stage()?, stage()?],
+            batches_sent: 0,
             prompt: device.host_buffer(&vec![0; model.block_size])?,
-            learning_rate: device.host_buffer(&[0])?,
             next: MicroStep { step: 0, micro: 0 },
-            reports: 0,
+            updates: 0,
+            learning_rates: [device.host_buffer(&[0])?, device.host_buffer(&[0])?],
+            reports: [
+                device.host_buffer(&[0; REPORT_WORDS])?,
+                device.host_buffer(&[0; REPORT_WORDS])?,
+            ],
+            reported: None,
         })
     }
 
@@ -185,14 +207,17 @@ impl<T: Precision> CudaEngine<T> {
     }
 
     /// Copies a batch to the device, by way of a stage that is free.
-    fn send(&mut self, batch: &Batch, turn: u64) -> Result<()> {
-        if turn > 0 && turn.is_multiple_of(STAGES) {
-            self.main.synchronize()?;
+    fn send(&mut self, batch: &Batch) -> Result<()> {
+        let Stage { tokens, copied } = &mut self.stages[self.batches_sent % STAGES];
+        if let Some(copied) = copied.take() {
+            copied.synchronize()?;
         }
-        let stage = &mut self.stages[(turn % STAGES) as usize];
-        let tokens = batch.inputs.iter().chain(&batch.targets);
-        stage.write(&tokens.map(|&token| token as i32).collect::<Vec<_>>());
-        Ok(self.main.upload(&mut self.core.batch, stage)?)
+        let ids = batch.inputs.iter().chain(&batch.targets);
+        tokens.write(&ids.map(|&id| id as i32).collect::<Vec<_>>());
+        self.main.upload(&mut self.core.batch, tokens)?;
+        *copied = Some(self.main.record()?);
+        self.batches_sent += 1;
+        Ok(())
     }
 
     /// Makes `at` what the device does next, where it is not.
@@ -215,18 +240,17 @@ impl<T: Precision> CudaEngine<T> {
         Ok(())
     }
 
-    /// What the update that was submitted last came to, once it is done.
-    fn report(&mut self) -> Result<Report> {
-        let report = self.core.controller.reports(self.reports)?;
-        let [report] = report[..] else {
-            return Err(Error::Gpu(format!(
-                "{}: one report expected of an update, got {}",
-                self.core.device.name(),
-                report.len()
-            )));
-        };
-        self.reports += 1;
-        Ok(report)
+    /// What the newest update came to, once it is done.
+    fn report(&mut self, reported: &Event) -> Result<UpdateStats> {
+        reported.synchronize()?;
+        let number = self.updates - 1;
+        let report = Report::of_words(&self.reports[(number % 2) as usize].read());
+        let scaled = T::DTYPE == Dtype::F16 && report.loss_scale > 1.0;
+        Ok(UpdateStats {
+            loss: report.loss.into(),
+            grad_norm: report.grad_norm.into(),
+            overflowed: scaled && report.skipped && report.loss.is_finite(),
+        })
     }
 
     fn check(&self, batch: &Batch) {
@@ -407,10 +431,10 @@ fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Shape) -> [Pla
     [training.build(), evaluation.build(), generation.build()]
 }
 
-/// The engine for a device in the precision that the key `dtype` asks for.
+/// The engine for a device in the precision that the key `dtype` asks for, for what fits it.
 ///
 /// # Errors
-/// [`Error::Config`] if the run does not fit the device, [`Error::Device`] if that fails.
+/// [`Error::Config`] if the kernels do not take the run, [`Error::Device`] if the device fails.
 pub(super) fn build(
     device: &Device,
     dtype: &str,
@@ -419,25 +443,48 @@ pub(super) fn build(
     shape: Shape,
 ) -> Result<Box<dyn Engine>> {
     gpu::check(model, shape, hyper.dropout > 0.0)?;
-    match gpu::precision(device, dtype)? {
-        Dtype::F32 => build_in::<f32>(device, model, hyper, shape),
-        Dtype::BF16 => build_in::<bf16>(device, model, hyper, shape),
-        Dtype::F16 => build_in::<f16>(device, model, hyper, shape),
-    }
+    let launch = Launch::Graphs;
+    Ok(match gpu::precision(device.properties(), dtype)? {
+        Dtype::F32 => Box::new(CudaEngine::<f32>::new(device, model, hyper, shape, launch)?),
+        Dtype::BF16 => Box::new(CudaEngine::<bf16>::new(
+            device, model, hyper, shape, launch,
+        )?),
+        Dtype::F16 => Box::new(CudaEngine::<f16>::new(device, model, hyper, shape, launch)?),
+    })
 }
 
-fn build_in<T: Precision>(
-    device: &Device,
-    model: &ModelConfig,
-    hyper: Hyperparameters,
-    shape: Shape,
-) -> Result<Box<dyn Engine>> {
-    let properties = device.properties();
-    let needed = |shape| memory::<T>(model, hyper.dropout > 0.0, shape, properties);
-    let available = device.free_bytes()?.or_else(machine::memory_available);
-    check_memory(&needed, shape, available)?;
-    let engine = CudaEngine::<T>::new(device, model, hyper, shape, Launch::Graphs)?;
-    Ok(Box::new(engine))
+/// A function of a run's shape.
+type OfShape<'a, R> = Box<dyn Fn(Shape) -> R + 'a>;
+
+/// What a run of any shape takes on a device of these properties, in the precision that the key
+/// `dtype` asks for, and the plan of its step.
+///
+/// # Errors
+/// [`Error::Config`] where the device does not have it.
+pub(super) fn needs<'a>(
+    properties: &Properties,
+    dtype: &str,
+    model: &'a ModelConfig,
+    dropout: bool,
+) -> Result<(OfShape<'a, Memory>, OfShape<'a, Plan>)> {
+    fn of<'a, T: Precision>(
+        properties: Properties,
+        model: &'a ModelConfig,
+        dropout: bool,
+    ) -> (OfShape<'a, Memory>, OfShape<'a, Plan>) {
+        let plan = move |shape| {
+            let [training, ..] = plans::<T>(model, dropout, shape);
+            training
+        };
+        let needed = move |shape| memory::<T>(model, dropout, shape, &properties);
+        (Box::new(needed), Box::new(plan))
+    }
+    let properties = properties.clone();
+    Ok(match gpu::precision(&properties, dtype)? {
+        Dtype::F32 => of::<f32>(properties, model, dropout),
+        Dtype::BF16 => of::<bf16>(properties, model, dropout),
+        Dtype::F16 => of::<f16>(properties, model, dropout),
+    })
 }
 
 /// What a run of this shape takes on a device.
@@ -483,7 +530,7 @@ impl<T: Precision> Engine for CudaEngine<T> {
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {
         self.check(batch);
         self.seek(at)?;
-        self.send(batch, at.micro)?;
+        self.send(batch)?;
         self.submit(if at.micro == 0 {
             Work::FirstMicroStep
         } else {
@@ -493,29 +540,39 @@ impl<T: Precision> Engine for CudaEngine<T> {
         Ok(())
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
+    fn submit_update(&mut self, learning_rate: f64) -> Result<Option<UpdateStats>> {
         assert!(self.next.micro > 0, "an update needs gradients");
-        self.learning_rate.write(&[learning_rate.to_bits()]);
-        self.core
-            .controller
-            .set_learning_rate(&self.main, &self.learning_rate)?;
+        let number = self.updates;
+        let slot = (number % 2) as usize;
+        // The update before the last has been told, so nothing is at work on this slot.
+        let rate = &mut self.learning_rates[slot];
+        rate.write(&[learning_rate.to_bits()]);
+        self.core.controller.set_learning_rate(&self.main, rate)?;
         self.submit(Work::Update)?;
+        let report = &mut self.reports[slot];
+        let controller = &self.core.controller;
+        controller.download_report(&self.main, number, report)?;
+        let reported = self.main.record()?;
+        let before = self.finish()?;
+        self.updates += 1;
+        self.reported = Some(reported);
         self.next = MicroStep {
             step: self.next.step + 1,
             micro: 0,
         };
-        let report = self.report()?;
-        let scaled = T::DTYPE == Dtype::F16 && report.loss_scale > 1.0;
-        Ok(UpdateStats {
-            loss: report.loss.into(),
-            grad_norm: report.grad_norm.into(),
-            overflowed: scaled && report.skipped && report.loss.is_finite(),
-        })
+        Ok(before)
+    }
+
+    fn finish(&mut self) -> Result<Option<UpdateStats>> {
+        match self.reported.take() {
+            Some(reported) => self.report(&reported).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f64> {
         self.check(batch);
-        self.send(batch, 0)?;
+        self.send(batch)?;
         self.submit(Work::Evaluation)?;
         let losses = self.core.losses(&self.core.evaluation).download()?;
         let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
@@ -581,7 +638,7 @@ impl<T: Precision> Engine for CudaEngine<T> {
         }
         self.core.controller.set(&StepState { updates, ..fresh })?;
         self.next = MicroStep { step: 0, micro: 0 };
-        self.reports = 0;
+        (self.updates, self.reported) = (0, None);
         Ok(())
     }
 }

@@ -10,16 +10,17 @@ pub mod cpu;
 pub mod candle;
 #[cfg(any(test, feature = "device"))]
 pub mod cuda;
+pub mod fit;
 
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::machine::{self, human_bytes};
 pub use crate::model::NamedTensor;
 use crate::model::{ModelConfig, Parameter};
 pub use device::Place;
+pub use fit::{Needs, fitted};
 pub use plan::Recompute;
 pub use profile::Profile;
 
@@ -49,7 +50,25 @@ pub trait Engine {
 
     /// Clips, makes one AdamW step with this learning rate and clears the gradients. Where loss or
     /// gradient is not finite, they are reported and discarded: the parameters stay as they were.
-    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats>;
+    ///
+    /// A device may still be at work on it: then the result is that of the update before, if that
+    /// was not told yet, and [`Self::finish`] or the next update tells this one's.
+    fn submit_update(&mut self, learning_rate: f64) -> Result<Option<UpdateStats>>;
+
+    /// Waits for the update whose result has not been told, if there is one.
+    fn finish(&mut self) -> Result<Option<UpdateStats>> {
+        Ok(None)
+    }
+
+    /// Makes an update and waits for it; results not told before are dropped.
+    fn update(&mut self, learning_rate: f64) -> Result<UpdateStats> {
+        self.finish()?;
+        let done = match self.submit_update(learning_rate)? {
+            None => self.finish()?,
+            done => done,
+        };
+        Ok(done.expect("an update has a result"))
+    }
 
     /// Mean loss of a batch without dropout and without touching any state.
     fn loss(&mut self, batch: &Batch) -> Result<f64>;
@@ -192,17 +211,22 @@ impl Shape {
 }
 
 /// Memory that a run takes on its device, bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights, gradients and both moments.
-    pub parameters: u64,
+    /// In fp32 and, where it computes in 16 bits, their copy.
+    pub weights: u64,
+    pub gradients: u64,
+    /// Both of AdamW's.
+    pub moments: u64,
     /// Everything that lives within a step.
     pub activations: u64,
+    /// What single operations work in.
+    pub workspace: u64,
 }
 
 impl Memory {
     pub fn total(self) -> u64 {
-        self.parameters + self.activations
+        self.weights + self.gradients + self.moments + self.activations + self.workspace
     }
 }
 
@@ -213,16 +237,14 @@ impl Memory {
 /// device fails.
 pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
     let (hyper, shape) = (Hyperparameters::of(config), Shape::of(config));
-    let dropout = config.dropout > 0.0;
+    if let Some(needs) = Needs::of(place, config, model)? {
+        needs.check(shape)?;
+    }
     match place {
         Place::Cpu if config.engine == "candle" => {
             Ok(Box::new(candle::CandleEngine::new(model, hyper)?))
         }
-        Place::Cpu => {
-            let needed = |shape| cpu::memory(model, dropout, shape);
-            check_memory(&needed, shape, machine::memory_available())?;
-            Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape)))
-        }
+        Place::Cpu => Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape))),
         #[cfg(any(test, feature = "device"))]
         Place::Gpu(_) if config.engine == "candle" => Err(Error::config(
             "engine=candle: computes on the CPU only\nhint: --engine=fused, or --device=cpu",
@@ -230,54 +252,6 @@ pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<
         #[cfg(any(test, feature = "device"))]
         Place::Gpu(device) => cuda::build(device, &config.dtype, model, hyper, shape),
     }
-}
-
-/// Whether a run fits into `available` bytes, before anything is allocated. `needed` foresees what
-/// a shape takes.
-///
-/// # Errors
-/// [`Error::Config`] with what it needs, what there is, and a batch size that fits.
-fn check_memory(
-    needed: &dyn Fn(Shape) -> Memory,
-    shape: Shape,
-    available: Option<u64>,
-) -> Result<()> {
-    let Some(available) = available else {
-        return Ok(());
-    };
-    let needed = |shape| needed(shape).total();
-    if needed(shape) <= available {
-        return Ok(());
-    }
-    let fits = |shape: &Shape| needed(*shape) <= available;
-    let smaller = |recompute| {
-        let sizes = (1..shape.batch_size).rev();
-        sizes
-            .map(move |batch_size| Shape {
-                batch_size,
-                recompute,
-                ..shape
-            })
-            .find(fits)
-    };
-    let same_batch = Shape {
-        recompute: Recompute::Block,
-        ..shape
-    };
-    let hint = if shape.recompute != Recompute::Block && fits(&same_batch) {
-        "--recompute=block fits, for about a third more time".to_owned()
-    } else if let Some(Shape { batch_size, .. }) = smaller(shape.recompute) {
-        format!("--batch_size={batch_size} fits; more gradient_accumulation_steps make up for it")
-    } else if let Some(Shape { batch_size, .. }) = smaller(Recompute::Block) {
-        format!("--batch_size={batch_size} --recompute=block fits")
-    } else {
-        "a smaller model; not even --batch_size=1 --recompute=block fits".to_owned()
-    };
-    Err(Error::config(format!(
-        "memory: this run needs {}, {} are available\nhint: {hint}",
-        human_bytes(needed(shape)),
-        human_bytes(available)
-    )))
 }
 
 /// `found` in the order of `expected`, or the first name or shape that does not agree.

@@ -1,6 +1,6 @@
 //! Opening a run: the directory, the data, the model, and the checkpoint it goes on from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use std::{fs, io};
@@ -109,14 +109,15 @@ impl<'a> Trainer<'a> {
         signals: &'a Signals,
         metrics: &'a mut Metrics,
     ) -> Result<Self> {
-        let config = &resolved.config;
         for note in &resolved.notes {
             metrics.warning(note);
         }
         metrics.phase(Phase::Preparing);
-        let (dataset, tokenizer) = open_data(config, metrics)?;
+        let (dataset, tokenizer) = open_data(&resolved.config, metrics)?;
         metrics.phase(Phase::Loading);
-        let model = model_config(config, &tokenizer)?;
+        let model = model_config(&resolved.config, &tokenizer)?;
+        let fitted = engine::fitted(place, &resolved.config, &model)?;
+        let config = &fitted;
         let loader = open_loader(config, &dataset)?;
         let mut engine = engine::build(place, config, &model)?;
         let mut state = fresh_state(config, model, &dataset);
@@ -144,7 +145,7 @@ impl<'a> Trainer<'a> {
             peak_flops: engine.peak_flops()?,
         };
         let trainer = Self {
-            config,
+            config: fitted,
             run: run.clone(),
             signals,
             metrics,
@@ -159,6 +160,8 @@ impl<'a> Trainer<'a> {
             stalls: BTreeMap::new(),
             save_failure: None,
             last_losses: None,
+            submitted: VecDeque::new(),
+            timed_from: Instant::now(),
         };
         for line in report::start(&trainer, resolved) {
             trainer.metrics.note(&line);
@@ -166,7 +169,7 @@ impl<'a> Trainer<'a> {
         let event = report::started_event(&trainer, resolved);
         trainer.metrics.record(event);
         let step = trainer.state.step;
-        trainer.metrics.begin(step, config.max_iters, scale);
+        trainer.metrics.begin(step, trainer.config.max_iters, scale);
         // From here on a stop saves first; who sees the phase may rely on it.
         signals.training_begins();
         trainer.metrics.phase(Phase::Training);

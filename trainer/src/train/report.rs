@@ -16,7 +16,7 @@ const BYTES_PER_PARAMETER: u64 = 16;
 
 /// Model, data and machine, with nanoGPT's lines where it has one.
 pub(super) fn start(trainer: &Trainer<'_>, resolved: &Resolved) -> Vec<String> {
-    let (config, state, info) = (trainer.config, &trainer.state, &trainer.dataset.info);
+    let (config, state, info) = (&trainer.config, &trainer.state, &trainer.dataset.info);
     let model = &state.model;
     let mut lines = vec![format!(
         "config {}, run directory {}",
@@ -82,8 +82,8 @@ fn memory_line(trainer: &Trainer<'_>) -> String {
             "memory: {} = {} for weights, gradients and moments + {} for activations; \
              {available} available",
             human_bytes(memory.total()),
-            human_bytes(memory.parameters),
-            human_bytes(memory.activations),
+            human_bytes(memory.weights + memory.gradients + memory.moments),
+            human_bytes(memory.activations + memory.workspace),
         ),
         None => format!(
             "memory: {} for weights, gradients and moments, and what the activations take; \
@@ -95,7 +95,7 @@ fn memory_line(trainer: &Trainer<'_>) -> String {
 
 /// The event that tells programs the same.
 pub(super) fn started_event(trainer: &Trainer<'_>, resolved: &Resolved) -> Event {
-    let config = trainer.config;
+    let config = &trainer.config;
     Event::Started {
         version: trainer.state.trainer_version.clone(),
         pid: std::process::id(),
@@ -181,7 +181,7 @@ pub(super) fn end(trainer: &mut Trainer<'_>, ending: Ending) -> Result<()> {
 }
 
 fn sample(trainer: &mut Trainer<'_>) -> Result<String> {
-    let config = trainer.config;
+    let config = &trainer.config;
     let options = SampleOptions {
         temperature: config.temperature,
         top_k: config.top_k as usize,

@@ -181,6 +181,13 @@ impl Drop for Stream {
 }
 
 impl Event {
+    pub(in crate::cuda) fn synchronize(&self) -> Result<(), CudaError> {
+        self.driver.enter()?;
+        // SAFETY: the event exists.
+        unsafe { result::event::synchronize(self.raw) }
+            .map_err(|error| self.driver.error("waiting for an event", error))
+    }
+
     pub(in crate::cuda) fn milliseconds_since(&self, earlier: &Self) -> Result<f32, CudaError> {
         self.driver.enter()?;
         // SAFETY: both exist.

@@ -136,6 +136,9 @@ fn help_lists_every_key_within_its_width() {
                                                                $ANNEAL_DATA or else data
           --data_url                     str    ""             mirror to try first when a dataset is
                                                                fetched
+          --fit_batch                    bool   false          choose batch_size by the device's
+                                                               memory, with as many tokens a step;
+                                                               --batch_size=auto says so
           --vocab_size                   int    0              tokens in the vocabulary; 0 means as
                                                                the dataset says
           --sampling                     str    "random"       training windows: random ones, or

@@ -86,7 +86,7 @@ fn memory_is_what_was_foreseen() {
         &engine.exp_avg_sq,
     ];
     assert_eq!(
-        memory.parameters,
+        memory.weights + memory.gradients + memory.moments,
         held.iter().map(|v| v.len() as u64 * 4).sum::<u64>()
     );
     assert_eq!(memory.activations, engine.arena.len() as u64 * 4);

@@ -1,7 +1,7 @@
 //! What a GPU means to a run: the precision it computes in, its peak rate, the models it takes.
 
 use kernels::attention::cuda::{DROPPED_WEIGHTS_MAX, HEAD_SIZE_MAX};
-use kernels::cuda::{CudaError, Device, Float};
+use kernels::cuda::{CudaError, Device, Float, Properties};
 use kernels::layernorm::cuda::CHANNELS_MAX;
 use kernels::matmul;
 
@@ -39,15 +39,15 @@ const PEAKS: [(&str, f64); 19] = [
 ///
 /// # Errors
 /// [`Error::Config`] where the GPU does not have it.
-pub(super) fn precision(device: &Device, dtype: &str) -> Result<Dtype> {
-    let has_bf16 = device.properties().compute_capability >= (8, 0);
+pub(super) fn precision(properties: &Properties, dtype: &str) -> Result<Dtype> {
+    let has_bf16 = properties.compute_capability >= (8, 0);
     match dtype {
         "float32" => Ok(Dtype::F32),
         "float16" => Ok(Dtype::F16),
         "bfloat16" if !has_bf16 => Err(Error::config(format!(
             "dtype=bfloat16: {} has none, that begins with compute capability 8.0\n\
              hint: --dtype=float16 (or auto)",
-            device.name()
+            properties.name
         ))),
         _ if has_bf16 => Ok(Dtype::BF16),
         _ => Ok(Dtype::F16),

@@ -229,11 +229,13 @@ pub(super) fn memory<T: Precision>(
     } else {
         T::DTYPE.bytes()
     };
-    let per_parameter = 4 * size_of::<f32>() + copy;
+    let fp32 = (layout.elements * size_of::<f32>()) as u64;
     let arena = plans.iter().map(|plan| plan.arena_bytes).max();
-    let workspace = WorkspaceSizes::of(plans[0], layout, properties).bytes();
     Memory {
-        parameters: (layout.elements * per_parameter) as u64,
-        activations: (arena.unwrap_or(0) + workspace) as u64,
+        weights: fp32 + (layout.elements * copy) as u64,
+        gradients: fp32,
+        moments: 2 * fp32,
+        activations: arena.unwrap_or(0) as u64,
+        workspace: WorkspaceSizes::of(plans[0], layout, properties).bytes() as u64,
     }
 }

@@ -1,0 +1,202 @@
+//! What a run takes on its device, whether that is there, and what would fit: known before
+//! anything is allocated.
+
+use crate::config::Config;
+#[cfg(any(test, feature = "device"))]
+use crate::engine::cuda;
+use crate::engine::device::Place;
+use crate::engine::plan::{Buffer, Plan};
+use crate::engine::{Hyperparameters, Memory, Recompute, Shape, cpu};
+use crate::error::{Error, Result};
+use crate::machine::{self, human_bytes};
+use crate::model::ModelConfig;
+
+/// A model's needs on a device.
+pub struct Needs<'a> {
+    needed: Box<dyn Fn(Shape) -> Memory + 'a>,
+    /// Of a training step.
+    plan: Box<dyn Fn(Shape) -> Plan + 'a>,
+    /// Bytes; `None` if nobody knows.
+    pub available: Option<u64>,
+    /// Whether larger batches are faster, as they are on GPUs.
+    prefers_large: bool,
+}
+
+impl<'a> Needs<'a> {
+    /// What the config's model needs on `place`; `None` where an engine cannot tell.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the device cannot compute what the config says,
+    /// [`Error::Device`] where it fails.
+    pub fn of(place: &Place, config: &Config, model: &'a ModelConfig) -> Result<Option<Self>> {
+        let dropout = Hyperparameters::of(config).dropout > 0.0;
+        match place {
+            Place::Cpu if config.engine == "candle" => Ok(None),
+            Place::Cpu => Ok(Some(Self {
+                needed: Box::new(move |shape| cpu::memory(model, dropout, shape)),
+                plan: Box::new(move |shape| cpu::plans(model, dropout, shape).0),
+                available: machine::memory_available(),
+                prefers_large: false,
+            })),
+            #[cfg(any(test, feature = "device"))]
+            Place::Gpu(device) => {
+                let (needed, plan) =
+                    cuda::needs(device.properties(), &config.dtype, model, dropout)?;
+                Ok(Some(Self {
+                    needed,
+                    plan,
+                    available: device.free_bytes()?.or_else(machine::memory_available),
+                    prefers_large: true,
+                }))
+            }
+        }
+    }
+
+    /// The same on a device of whose memory so much is free.
+    pub fn with_available(self, available: u64) -> Self {
+        Self {
+            available: Some(available),
+            ..self
+        }
+    }
+
+    pub fn memory(&self, shape: Shape) -> Memory {
+        (self.needed)(shape)
+    }
+
+    /// The largest buffers that are alive at a training step's fullest operation, by name: how many
+    /// and their bytes together.
+    pub fn fullest(&self, shape: Shape) -> Vec<(&'static str, usize, u64)> {
+        let plan = (self.plan)(shape);
+        let alive = |op: usize| {
+            let alive = plan.buffers.iter();
+            alive.filter(move |buffer| (buffer.life.0..=buffer.life.1).contains(&op))
+        };
+        let bytes = |op: &usize| alive(*op).map(Buffer::bytes).sum::<usize>();
+        let Some(fullest) = (0..plan.ops.len()).max_by_key(bytes) else {
+            return Vec::new();
+        };
+        let mut names: Vec<(&'static str, usize, u64)> = Vec::new();
+        for buffer in alive(fullest) {
+            let bytes = buffer.bytes() as u64;
+            match names.iter_mut().find(|(name, ..)| *name == buffer.name) {
+                Some((_, count, sum)) => (*count, *sum) = (*count + 1, *sum + bytes),
+                None => names.push((buffer.name, 1, bytes)),
+            }
+        }
+        names.sort_by_key(|(_, _, bytes)| std::cmp::Reverse(*bytes));
+        names
+    }
+
+    fn fits(&self, shape: Shape) -> bool {
+        self.available
+            .is_none_or(|available| self.memory(shape).total() <= available)
+    }
+
+    /// The largest batch size up to `most` that fits, and 0 if none does.
+    pub fn largest(&self, shape: Shape, most: usize) -> usize {
+        let fits = |batch_size| {
+            self.fits(Shape {
+                batch_size,
+                ..shape
+            })
+        };
+        // What fits needs no less than what is smaller: halve the range.
+        let (mut least, mut above) = (0, most + 1);
+        while least + 1 < above {
+            let middle = least + (above - least) / 2;
+            if fits(middle) {
+                least = middle;
+            } else {
+                above = middle;
+            }
+        }
+        least
+    }
+
+    /// The batch size for `sequences` an iteration, of those that divide them: the largest that
+    /// fits, on a CPU at most what the config says, which caches like.
+    ///
+    /// # Errors
+    /// As [`Self::check`], for a batch of 1.
+    pub fn batch_size(&self, shape: Shape, sequences: usize) -> Result<usize> {
+        let most = if self.prefers_large {
+            sequences
+        } else {
+            shape.batch_size
+        };
+        let most = self.largest(shape, most.min(sequences));
+        let divides = |batch_size: &usize| sequences.is_multiple_of(*batch_size);
+        match (1..=most).rev().find(divides) {
+            Some(batch_size) => Ok(batch_size),
+            None => Err(self
+                .check(Shape {
+                    batch_size: 1,
+                    ..shape
+                })
+                .expect_err("it does not fit")),
+        }
+    }
+
+    /// Whether a run fits.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what it needs, what there is, and a batch size that fits.
+    pub fn check(&self, shape: Shape) -> Result<()> {
+        let Some(available) = self.available.filter(|_| !self.fits(shape)) else {
+            return Ok(());
+        };
+        let block = Shape {
+            recompute: Recompute::Block,
+            ..shape
+        };
+        let below = shape.batch_size - 1;
+        let hint = if shape.recompute != Recompute::Block && self.fits(block) {
+            "--recompute=block fits, for about a third more time".to_owned()
+        } else {
+            match (self.largest(shape, below), self.largest(block, below)) {
+                (0, 0) => {
+                    "a smaller model; not even --batch_size=1 --recompute=block fits".to_owned()
+                }
+                (0, batch_size) => format!("--batch_size={batch_size} --recompute=block fits"),
+                (batch_size, _) => format!(
+                    "--batch_size={batch_size} fits, more gradient_accumulation_steps make up for \
+                     it; --batch_size=auto does both"
+                ),
+            }
+        };
+        Err(Error::config(format!(
+            "memory: this run needs {}, {} are available\nhint: {hint}",
+            human_bytes(self.memory(shape).total()),
+            human_bytes(available)
+        )))
+    }
+}
+
+/// The config with the batch size that fits the device, where it asks for that; tokens per
+/// iteration stay what they are.
+///
+/// # Errors
+/// [`Error::Config`] if nothing fits, or the engine cannot tell what it needs.
+pub fn fitted(place: &Place, config: &Config, model: &ModelConfig) -> Result<Config> {
+    if !config.fit_batch {
+        return Ok(config.clone());
+    }
+    let Some(needs) = Needs::of(place, config, model)? else {
+        return Err(Error::config(
+            "batch_size=auto: engine=candle does not know its memory beforehand\n\
+             hint: --batch_size=N, or --engine=fused",
+        ));
+    };
+    let steps = config.gradient_accumulation_steps;
+    let sequences = config.batch_size * steps as usize;
+    let batch_size = needs.batch_size(Shape::of(config), sequences)?;
+    Ok(Config {
+        batch_size,
+        gradient_accumulation_steps: (sequences / batch_size) as u64,
+        ..config.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests;

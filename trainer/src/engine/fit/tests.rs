@@ -1,0 +1,124 @@
+//! What is refused, what is proposed instead, and which batch size is chosen.
+
+use super::*;
+use protocol::ExitCode;
+
+/// GPT-2 124M.
+fn gpt2() -> ModelConfig {
+    ModelConfig {
+        n_layer: 12,
+        n_head: 12,
+        n_embd: 768,
+        block_size: 1024,
+        vocab_size: 50304,
+        bias: false,
+    }
+}
+
+const SHAPE: Shape = Shape {
+    batch_size: 16,
+    block_size: 1024,
+    recompute: Recompute::Gelu,
+};
+
+fn needs<'a>(model: &'a ModelConfig, place: &Place) -> Needs<'a> {
+    let config = Config::default();
+    Needs::of(place, &config, model).unwrap().unwrap()
+}
+
+fn gpu() -> Place {
+    let schedule = kernels::cuda::Schedule::default();
+    Place::Gpu(kernels::cuda::Device::emulator(schedule))
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_with_a_batch_size_that_does() {
+    let model = gpt2();
+    for place in [Place::Cpu, gpu()] {
+        let needed = |batch_size, recompute| {
+            let shape = Shape {
+                batch_size,
+                recompute,
+                ..SHAPE
+            };
+            needs(&model, &place).memory(shape).total()
+        };
+        let check = |available| needs(&model, &place).with_available(available).check(SHAPE);
+        let refusal = |available| {
+            let error = check(available).unwrap_err();
+            assert_eq!(error.exit_code(), Some(ExitCode::Config));
+            error.to_string()
+        };
+        assert!(check(needed(16, Recompute::Gelu)).is_ok());
+        for (available, expected) in [
+            (
+                needed(16, Recompute::Gelu) - 1,
+                "hint: --recompute=block fits",
+            ),
+            (needed(2, Recompute::Gelu), "hint: --batch_size=2 fits"),
+            (
+                needed(1, Recompute::Block),
+                "--batch_size=1 --recompute=block fits",
+            ),
+            (1 << 30, "a smaller model"),
+        ] {
+            let text = refusal(available);
+            assert!(text.contains(expected), "{place:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_automatic_batch_divides_the_sequences_of_a_step_and_fills_a_gpu() {
+    let model = gpt2();
+    let needs_with = |place: &Place, batch_size| {
+        let shape = Shape {
+            batch_size,
+            ..SHAPE
+        };
+        let enough = needs(&model, place).memory(shape).total();
+        let needs = needs(&model, place).with_available(enough);
+        needs.batch_size(SHAPE, 480).map_err(|e| e.to_string())
+    };
+    // 25 would fit; 24 divides 480.
+    assert_eq!(needs_with(&gpu(), 25), Ok(24));
+    assert_eq!(needs_with(&gpu(), 1000), Ok(480));
+    assert_eq!(needs_with(&Place::Cpu, 25), Ok(16));
+    assert_eq!(needs_with(&Place::Cpu, 7), Ok(6));
+    let nothing = needs(&model, &gpu()).with_available(1 << 20);
+    let error = nothing.batch_size(SHAPE, 480).unwrap_err().to_string();
+    assert!(error.contains("a smaller model"), "{error}");
+}
+
+#[test]
+fn an_automatic_batch_keeps_the_tokens_of_a_step() {
+    let words: Vec<String> = [
+        "--batch_size=12",
+        "--gradient_accumulation_steps=40",
+        "--batch_size=auto",
+        "--device=cpu",
+        "--n_layer=2",
+        "--n_embd=32",
+        "--n_head=2",
+    ]
+    .map(str::to_owned)
+    .into();
+    let config = Config::resolve(None, &words).unwrap().config;
+    assert!(config.fit_batch && config.batch_size == 12);
+    let small = ModelConfig {
+        n_layer: 2,
+        n_head: 2,
+        n_embd: 32,
+        ..gpt2()
+    };
+    let fitted = fitted(&gpu(), &config, &small).unwrap();
+    assert!(fitted.batch_size > 12, "{}", fitted.batch_size);
+    assert_eq!(fitted.tokens_per_iteration(), config.tokens_per_iteration());
+    let again = Config::from_toml_str(&fitted.to_toml()).unwrap();
+    assert_eq!(again, fitted, "a resumed run may fit another device");
+    let fixed = Config {
+        fit_batch: false,
+        ..config
+    };
+    assert_eq!(super::fitted(&gpu(), &fixed, &small).unwrap(), fixed);
+}
