@@ -84,8 +84,8 @@ impl Controller {
         Ok((first..written).map(report).collect())
     }
 
-    /// Adds a copy of report `number` to the host, for [`Report::of_words`]. It must be one that the
-    /// ring still holds then.
+    /// Adds a copy of report `number` to the host, for [`Report::of_words`]. It must be one that
+    /// the ring still holds then.
     pub fn download_report(
         &self,
         stream: &Stream,

@@ -5,22 +5,24 @@
 //! `controller`: a graph is recorded once and only its inputs change.
 
 mod gpu;
-mod hazards;
 mod memory;
+mod plans;
+mod hazards;
 mod run;
+mod core;
 
 use half::{bf16, f16};
-use kernels::attention;
-use kernels::controller::cuda::{Controller, REPORT_WORDS};
-use kernels::controller::{LossScaling, Report, Settings, StepState};
-use kernels::cuda::{Buffer, CudaError, Device, Event, Graph, HostBuffer, Properties, Stream};
-use kernels::{global_norm, matmul};
+use kernels::controller::cuda::REPORT_WORDS;
+use kernels::controller::{Report, StepState};
+use kernels::cuda::{CudaError, Device, Event, Graph, HostBuffer, Stream};
 
+use self::core::{Core, Work, fresh_state};
 use self::hazards::Streams;
 pub use self::memory::Precision;
-use self::memory::{Parameters, Workspace, padded_vocab_size};
-use self::run::Context;
-use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
+#[cfg(test)]
+pub(super) use self::plans::memory;
+pub(super) use self::plans::needs;
+use super::plan::{Dtype, Layout};
 use super::{
     Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, Shape, UpdateStats,
     in_order,
@@ -28,19 +30,9 @@ use super::{
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, NamedTensor};
-use crate::philox::{Philox, Stream as RandomStream};
 
-/// Bytes that buffers of the arena begin at a multiple of.
-const ALIGNMENT: usize = 256;
-/// Logits beyond this many elements are computed in chunks of rows: 1 GiB in 16 bits.
-const LOGITS_ELEMENTS_MAX: usize = 1 << 29;
 /// Batches on their way to the device, before the host waits.
 const STAGES: usize = 4;
-/// Reports that the device keeps; the host fetches each after its update.
-const REPORTS: usize = 4;
-/// What fp16's loss scale starts with: PyTorch's `GradScaler`.
-const LOSS_SCALE: f32 = 65_536.0;
-
 /// How work gets to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launch {
@@ -79,38 +71,6 @@ struct Stage {
     copied: Option<Event>,
 }
 
-/// Everything that work is done on.
-struct Core<T> {
-    model: ModelConfig,
-    hyper: Hyperparameters,
-    device: Device,
-    parameters: Parameters<T>,
-    controller: Controller,
-    workspace: Workspace,
-    training: Plan,
-    evaluation: Plan,
-    generation: Plan,
-    /// Memory of whichever plan runs.
-    arena: Buffer<u8>,
-    /// Inputs and targets.
-    batch: Buffer<i32>, // (2, B, T)
-    prompt: Buffer<i32>, // (1, block_size)
-}
-
-/// A piece of work that is repeated as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
-    FirstMicroStep,
-    MicroStep,
-    Update,
-    Evaluation,
-    Generation,
-}
-
-impl Work {
-    const COUNT: usize = Self::Generation as usize + 1;
-}
-
 impl<T: Precision> CudaEngine<T> {
     /// An engine with freshly initialised parameters for batches of this shape.
     ///
@@ -123,30 +83,8 @@ impl<T: Precision> CudaEngine<T> {
         shape: Shape,
         launch: Launch,
     ) -> Result<Self> {
-        let [training, evaluation, generation] = plans::<T>(model, hyper.dropout > 0.0, shape);
-        let plans = [&training, &evaluation, &generation];
-        let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
-        let parameters = Parameters::new(device, model, hyper.seed)?;
-        let rows = training.rows();
-        let core = Core {
-            controller: Controller::new(
-                device,
-                &settings::<T>(&hyper),
-                &fresh_state::<T>(),
-                REPORTS,
-            )?,
-            workspace: Workspace::new(device, &training, &parameters.layout)?,
-            arena: device.alloc(arena_bytes.unwrap_or(0))?,
-            batch: device.alloc(2 * rows)?,
-            prompt: device.alloc(model.block_size)?,
-            model: model.clone(),
-            device: device.clone(),
-            hyper,
-            parameters,
-            training,
-            evaluation,
-            generation,
-        };
+        let core = Core::new(device, model, hyper, shape)?;
+        let rows = core.training.rows();
         let stage = || -> Result<Stage> {
             Ok(Stage {
                 tokens: device.host_buffer(&vec![0; 2 * rows])?,
@@ -273,164 +211,6 @@ impl<T: Precision> CudaEngine<T> {
     }
 }
 
-impl<T: Precision> Core<T> {
-    fn add(&mut self, work: Work, streams: &mut Streams<'_>) -> std::result::Result<(), CudaError> {
-        let main = streams.main;
-        match work {
-            Work::FirstMicroStep => {
-                self.controller.begin_step(main)?;
-                main.zero(&mut self.parameters.gradients)?;
-                self.micro_step(streams)
-            }
-            Work::MicroStep => self.micro_step(streams),
-            Work::Update => {
-                let Workspace {
-                    partials,
-                    nonfinite,
-                    ..
-                } = &mut self.workspace;
-                let gradients = &self.parameters.gradients;
-                global_norm::cuda::partials(main, partials, nonfinite, gradients)?;
-                self.controller.prepare_update(main, partials, nonfinite)?;
-                self.parameters
-                    .step(main, self.controller.state(), &self.hyper)?;
-                self.controller.end_step(main)
-            }
-            Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
-            Work::Generation => self.context(&self.generation, &self.prompt).run(streams),
-        }
-    }
-
-    fn micro_step(&mut self, streams: &mut Streams<'_>) -> std::result::Result<(), CudaError> {
-        let mut context = self.context(&self.training, &self.batch);
-        if self.hyper.dropout > 0.0 {
-            let philox = Philox::new(self.hyper.seed, RandomStream::Dropout);
-            context.dropout = Some((self.hyper.dropout, philox, self.controller.at()));
-        }
-        context.run(streams)?;
-        let losses = self.losses(&self.training);
-        self.controller.end_micro_step(streams.main, &losses)
-    }
-
-    fn context<'a>(&'a self, plan: &'a Plan, tokens: &Buffer<i32>) -> Context<'a, T> {
-        let rows = plan.rows();
-        let tokens_of_iteration = rows as u64 * self.hyper.gradient_accumulation_steps;
-        Context {
-            plan,
-            arena: &self.arena,
-            parameters: &self.parameters,
-            workspace: &self.workspace,
-            inputs: tokens.slice(0..rows),
-            targets: tokens.slice(tokens.len() - rows..tokens.len()),
-            state: self.controller.state(),
-            loss_scale: (1.0 / tokens_of_iteration as f64) as f32,
-            dropout: None,
-        }
-    }
-
-    /// The loss of every token, where a plan leaves it.
-    fn losses(&self, plan: &Plan) -> Buffer<f32> {
-        self.arena.view(plan.buffers[plan.losses.0].place.clone())
-    }
-
-    /// Logits `(V)` of one row of what generation left.
-    fn logits(&self, stream: &Stream, row: usize) -> std::result::Result<Vec<f32>, CudaError> {
-        let (c, place) = (
-            self.model.n_embd,
-            &self.generation.buffers[self.generation.hidden.0],
-        );
-        let hidden: Buffer<T> = self.arena.view(place.place.clone());
-        let hidden = hidden.slice(row * c..(row + 1) * c);
-        let wte = &self.parameters.layout.padded_wte;
-        let weight = self.parameters.weights.slice(wte.clone());
-        let dims = matmul::Dims {
-            m: 1,
-            k: c,
-            n: self.generation.logits_stride,
-        };
-        let mut logits = self.device.alloc::<T>(dims.n)?;
-        matmul::cuda::forward(stream, &mut logits, &hidden, &weight, None, None, dims)?;
-        let logits = logits.download()?;
-        let logits = &logits[..self.model.vocab_size];
-        Ok(logits.iter().map(|x| x.to_f64() as f32).collect())
-    }
-}
-
-fn attention_dims(model: &ModelConfig, batch_size: usize, block_size: usize) -> attention::Dims {
-    attention::Dims {
-        batch: batch_size,
-        time: block_size,
-        heads: model.n_head,
-        head_size: model.n_embd / model.n_head,
-    }
-}
-
-fn settings<T: Precision>(hyper: &Hyperparameters) -> Settings {
-    Settings {
-        // The host sets the rate of each step.
-        learning_rate: 0.0,
-        min_lr: 0.0,
-        warmup_iters: 0,
-        lr_decay_iters: None,
-        beta1: hyper.beta1,
-        beta2: hyper.beta2,
-        weight_decay: hyper.weight_decay,
-        grad_clip: hyper.grad_clip,
-        micro_steps: hyper.gradient_accumulation_steps,
-        loss_scaling: (T::DTYPE == Dtype::F16).then(LossScaling::default),
-    }
-}
-
-fn fresh_state<T: Precision>() -> StepState {
-    StepState {
-        step: 0,
-        data_offset: 0,
-        updates: 0,
-        loss_scale: if T::DTYPE == Dtype::F16 {
-            LOSS_SCALE
-        } else {
-            1.0
-        },
-        good_steps: 0,
-        reports: 0,
-    }
-}
-
-/// The plans of a step, of an evaluation and of a prompt.
-fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Shape) -> [Plan; 3] {
-    let dims = attention_dims(model, shape.batch_size, shape.block_size);
-    let target = Target {
-        dtype: T::DTYPE,
-        alignment: ALIGNMENT,
-        logits_stride: padded_vocab_size(model),
-        logits_elements_max: LOGITS_ELEMENTS_MAX,
-        attention_scratch: attention::cuda::scratch_len(dims),
-    };
-    let training = PlanRequest {
-        model,
-        batch_size: shape.batch_size,
-        block_size: shape.block_size,
-        backward: true,
-        dropout,
-        recompute: shape.recompute,
-        losses: true,
-        target,
-    };
-    let evaluation = PlanRequest {
-        backward: false,
-        dropout: false,
-        recompute: Recompute::None,
-        ..training.clone()
-    };
-    let generation = PlanRequest {
-        batch_size: 1,
-        block_size: model.block_size,
-        losses: false,
-        ..evaluation.clone()
-    };
-    [training.build(), evaluation.build(), generation.build()]
-}
-
 /// The engine for a device in the precision that the key `dtype` asks for, for what fits it.
 ///
 /// # Errors
@@ -451,51 +231,6 @@ pub(super) fn build(
         )?),
         Dtype::F16 => Box::new(CudaEngine::<f16>::new(device, model, hyper, shape, launch)?),
     })
-}
-
-/// A function of a run's shape.
-type OfShape<'a, R> = Box<dyn Fn(Shape) -> R + 'a>;
-
-/// What a run of any shape takes on a device of these properties, in the precision that the key
-/// `dtype` asks for, and the plan of its step.
-///
-/// # Errors
-/// [`Error::Config`] where the device does not have it.
-pub(super) fn needs<'a>(
-    properties: &Properties,
-    dtype: &str,
-    model: &'a ModelConfig,
-    dropout: bool,
-) -> Result<(OfShape<'a, Memory>, OfShape<'a, Plan>)> {
-    fn of<'a, T: Precision>(
-        properties: Properties,
-        model: &'a ModelConfig,
-        dropout: bool,
-    ) -> (OfShape<'a, Memory>, OfShape<'a, Plan>) {
-        let plan = move |shape| {
-            let [training, ..] = plans::<T>(model, dropout, shape);
-            training
-        };
-        let needed = move |shape| memory::<T>(model, dropout, shape, &properties);
-        (Box::new(needed), Box::new(plan))
-    }
-    let properties = properties.clone();
-    Ok(match gpu::precision(&properties, dtype)? {
-        Dtype::F32 => of::<f32>(properties, model, dropout),
-        Dtype::BF16 => of::<bf16>(properties, model, dropout),
-        Dtype::F16 => of::<f16>(properties, model, dropout),
-    })
-}
-
-/// What a run of this shape takes on a device.
-pub(super) fn memory<T: Precision>(
-    model: &ModelConfig,
-    dropout: bool,
-    shape: Shape,
-    properties: &Properties,
-) -> Memory {
-    let plans = plans::<T>(model, dropout, shape);
-    memory::memory::<T>(&plans.each_ref(), &memory::layout(model), properties)
 }
 
 impl<T: Precision> Engine for CudaEngine<T> {
@@ -524,7 +259,7 @@ impl<T: Precision> Engine for CudaEngine<T> {
         let plans = [&core.training, &core.evaluation, &core.generation];
         let layout: &Layout = &core.parameters.layout;
         let properties = core.device.properties();
-        Some(memory::memory::<T>(&plans, layout, properties))
+        Some(self::memory::memory::<T>(&plans, layout, properties))
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {

@@ -144,7 +144,7 @@ impl<'a> Trainer<'a> {
             flops_per_token: state.model.flops_per_token(),
             peak_flops: engine.peak_flops()?,
         };
-        let trainer = Self {
+        let mut trainer = Self {
             config: fitted,
             run: run.clone(),
             signals,
@@ -163,17 +163,22 @@ impl<'a> Trainer<'a> {
             submitted: VecDeque::new(),
             timed_from: Instant::now(),
         };
-        for line in report::start(&trainer, resolved) {
-            trainer.metrics.note(&line);
-        }
-        let event = report::started_event(&trainer, resolved);
-        trainer.metrics.record(event);
-        let step = trainer.state.step;
-        trainer.metrics.begin(step, trainer.config.max_iters, scale);
-        // From here on a stop saves first; who sees the phase may rely on it.
-        signals.training_begins();
-        trainer.metrics.phase(Phase::Training);
+        trainer.announce(resolved, scale);
         Ok(trainer)
+    }
+
+    /// Says what begins, to people and to programs.
+    fn announce(&mut self, resolved: &Resolved, scale: Scale) {
+        for line in report::start(self, resolved) {
+            self.metrics.note(&line);
+        }
+        let event = report::started_event(self, resolved);
+        self.metrics.record(event);
+        let step = self.state.step;
+        self.metrics.begin(step, self.config.max_iters, scale);
+        // From here on a stop saves first; who sees the phase may rely on it.
+        self.signals.training_begins();
+        self.metrics.phase(Phase::Training);
     }
 }
 

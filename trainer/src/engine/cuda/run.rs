@@ -464,7 +464,7 @@ impl<T: Precision> Context<'_, T> {
             block_size,
             ..
         } = self.plan;
-        super::attention_dims(model, *batch_size, *block_size)
+        super::plans::attention_dims(model, *batch_size, *block_size)
     }
 
     fn embedding_dims(&self) -> embedding::cuda::Dims {

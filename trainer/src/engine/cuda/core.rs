@@ -1,0 +1,195 @@
+//! All that the engine has on a device, and the pieces of work that graphs record.
+
+use kernels::controller::cuda::Controller;
+use kernels::controller::{LossScaling, Settings, StepState};
+use kernels::cuda::{Buffer, CudaError, Device, Stream};
+use kernels::{global_norm, matmul};
+
+use super::hazards::Streams;
+use super::memory::{Parameters, Precision, Workspace};
+use super::plans::plans;
+use super::run::Context;
+use crate::engine::plan::{Dtype, Plan};
+use crate::engine::{Hyperparameters, Shape};
+use crate::model::ModelConfig;
+use crate::philox::{Philox, Stream as RandomStream};
+
+/// Reports that the device keeps; the host fetches each after its update.
+const REPORTS: usize = 4;
+/// What fp16's loss scale starts with: PyTorch's `GradScaler`.
+const LOSS_SCALE: f32 = 65_536.0;
+
+/// Everything that work is done on.
+pub(super) struct Core<T> {
+    pub(super) model: ModelConfig,
+    pub(super) hyper: Hyperparameters,
+    pub(super) device: Device,
+    pub(super) parameters: Parameters<T>,
+    pub(super) controller: Controller,
+    pub(super) workspace: Workspace,
+    pub(super) training: Plan,
+    pub(super) evaluation: Plan,
+    pub(super) generation: Plan,
+    /// Memory of whichever plan runs.
+    pub(super) arena: Buffer<u8>,
+    /// Inputs and targets.
+    pub(super) batch: Buffer<i32>, // (2, B, T)
+    pub(super) prompt: Buffer<i32>, // (1, block_size)
+}
+
+/// A piece of work that is repeated as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    FirstMicroStep,
+    MicroStep,
+    Update,
+    Evaluation,
+    Generation,
+}
+
+impl Work {
+    pub(super) const COUNT: usize = Self::Generation as usize + 1;
+}
+
+impl<T: Precision> Core<T> {
+    /// Freshly initialised.
+    pub(super) fn new(
+        device: &Device,
+        model: &ModelConfig,
+        hyper: Hyperparameters,
+        shape: Shape,
+    ) -> Result<Self, CudaError> {
+        let [training, evaluation, generation] = plans::<T>(model, hyper.dropout > 0.0, shape);
+        let plans = [&training, &evaluation, &generation];
+        let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
+        let parameters = Parameters::new(device, model, hyper.seed)?;
+        let (settings, state) = (settings::<T>(&hyper), fresh_state::<T>());
+        Ok(Self {
+            controller: Controller::new(device, &settings, &state, REPORTS)?,
+            workspace: Workspace::new(device, &training, &parameters.layout)?,
+            arena: device.alloc(arena_bytes.unwrap_or(0))?,
+            batch: device.alloc(2 * training.rows())?,
+            prompt: device.alloc(model.block_size)?,
+            model: model.clone(),
+            device: device.clone(),
+            hyper,
+            parameters,
+            training,
+            evaluation,
+            generation,
+        })
+    }
+
+    pub(super) fn add(&mut self, work: Work, streams: &mut Streams<'_>) -> Result<(), CudaError> {
+        let main = streams.main;
+        match work {
+            Work::FirstMicroStep => {
+                self.controller.begin_step(main)?;
+                main.zero(&mut self.parameters.gradients)?;
+                self.micro_step(streams)
+            }
+            Work::MicroStep => self.micro_step(streams),
+            Work::Update => {
+                let Workspace {
+                    partials,
+                    nonfinite,
+                    ..
+                } = &mut self.workspace;
+                let gradients = &self.parameters.gradients;
+                global_norm::cuda::partials(main, partials, nonfinite, gradients)?;
+                self.controller.prepare_update(main, partials, nonfinite)?;
+                self.parameters
+                    .step(main, self.controller.state(), &self.hyper)?;
+                self.controller.end_step(main)
+            }
+            Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
+            Work::Generation => self.context(&self.generation, &self.prompt).run(streams),
+        }
+    }
+
+    fn micro_step(&mut self, streams: &mut Streams<'_>) -> Result<(), CudaError> {
+        let mut context = self.context(&self.training, &self.batch);
+        if self.hyper.dropout > 0.0 {
+            let philox = Philox::new(self.hyper.seed, RandomStream::Dropout);
+            context.dropout = Some((self.hyper.dropout, philox, self.controller.at()));
+        }
+        context.run(streams)?;
+        let losses = self.losses(&self.training);
+        self.controller.end_micro_step(streams.main, &losses)
+    }
+
+    fn context<'a>(&'a self, plan: &'a Plan, tokens: &Buffer<i32>) -> Context<'a, T> {
+        let rows = plan.rows();
+        let tokens_of_iteration = rows as u64 * self.hyper.gradient_accumulation_steps;
+        Context {
+            plan,
+            arena: &self.arena,
+            parameters: &self.parameters,
+            workspace: &self.workspace,
+            inputs: tokens.slice(0..rows),
+            targets: tokens.slice(tokens.len() - rows..tokens.len()),
+            state: self.controller.state(),
+            loss_scale: (1.0 / tokens_of_iteration as f64) as f32,
+            dropout: None,
+        }
+    }
+
+    /// The loss of every token, where a plan leaves it.
+    pub(super) fn losses(&self, plan: &Plan) -> Buffer<f32> {
+        self.arena.view(plan.buffers[plan.losses.0].place.clone())
+    }
+
+    /// Logits `(V)` of one row of what generation left.
+    pub(super) fn logits(&self, stream: &Stream, row: usize) -> Result<Vec<f32>, CudaError> {
+        let (c, place) = (
+            self.model.n_embd,
+            &self.generation.buffers[self.generation.hidden.0],
+        );
+        let hidden: Buffer<T> = self.arena.view(place.place.clone());
+        let hidden = hidden.slice(row * c..(row + 1) * c);
+        let wte = &self.parameters.layout.padded_wte;
+        let weight = self.parameters.weights.slice(wte.clone());
+        let dims = matmul::Dims {
+            m: 1,
+            k: c,
+            n: self.generation.logits_stride,
+        };
+        let mut logits = self.device.alloc::<T>(dims.n)?;
+        matmul::cuda::forward(stream, &mut logits, &hidden, &weight, None, None, dims)?;
+        let logits = logits.download()?;
+        let logits = &logits[..self.model.vocab_size];
+        Ok(logits.iter().map(|x| x.to_f64() as f32).collect())
+    }
+}
+
+fn settings<T: Precision>(hyper: &Hyperparameters) -> Settings {
+    Settings {
+        // The host sets the rate of each step.
+        learning_rate: 0.0,
+        min_lr: 0.0,
+        warmup_iters: 0,
+        lr_decay_iters: None,
+        beta1: hyper.beta1,
+        beta2: hyper.beta2,
+        weight_decay: hyper.weight_decay,
+        grad_clip: hyper.grad_clip,
+        micro_steps: hyper.gradient_accumulation_steps,
+        loss_scaling: (T::DTYPE == Dtype::F16).then(LossScaling::default),
+    }
+}
+
+/// The controller's before the first step.
+pub(super) fn fresh_state<T: Precision>() -> StepState {
+    StepState {
+        step: 0,
+        data_offset: 0,
+        updates: 0,
+        loss_scale: if T::DTYPE == Dtype::F16 {
+            LOSS_SCALE
+        } else {
+            1.0
+        },
+        good_steps: 0,
+        reports: 0,
+    }
+}
