@@ -37,22 +37,45 @@ pub fn configure(threads: usize) {
     }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        const NEVER: libc::c_int = 1 << 30;
-        for option in [
-            libc::M_MMAP_THRESHOLD,
-            libc::M_TRIM_THRESHOLD,
-            libc::M_TOP_PAD,
-        ] {
-            let bytes = if option == libc::M_TOP_PAD {
-                64 << 20
-            } else {
-                NEVER
-            };
+        // Some releases of glibc refuse a threshold above half of a heap's size.
+        const HALF_A_HEAP: libc::c_int = 32 << 20;
+        let set = |option, bytes| {
             #[expect(unsafe_code, reason = "the allocator's settings are a C interface")]
-            // SAFETY: mallopt takes any integers; an option it does not know is ignored.
-            unsafe {
-                libc::mallopt(option, bytes);
-            }
+            // SAFETY: mallopt takes any integers; a value it does not like is refused.
+            let is_taken = unsafe { libc::mallopt(option, bytes) } == 1;
+            is_taken
+        };
+        const NEVER: libc::c_int = 1 << 30;
+        if !set(libc::M_MMAP_THRESHOLD, NEVER) {
+            set(libc::M_MMAP_THRESHOLD, HALF_A_HEAP);
+        }
+        set(libc::M_TRIM_THRESHOLD, NEVER);
+        set(libc::M_TOP_PAD, 64 << 20);
+    }
+}
+
+/// Bytes of a large page.
+pub const LARGE_PAGE: usize = 2 << 20;
+
+/// Asks for large pages where `data` fills some, before it is touched: an operation on a few MiB
+/// then needs a handful of translations of addresses instead of a thousand.
+pub fn use_large_pages(data: &mut [f32]) {
+    #[cfg(target_os = "linux")]
+    {
+        let bytes = size_of_val(data);
+        let skipped = data
+            .as_ptr()
+            .align_offset(LARGE_PAGE / size_of::<f32>() * size_of::<f32>());
+        let skipped = skipped.saturating_mul(size_of::<f32>());
+        let Some(len) = bytes.checked_sub(skipped).filter(|&len| len >= LARGE_PAGE) else {
+            return;
+        };
+        #[expect(unsafe_code, reason = "advice to the kernel is a C interface")]
+        // SAFETY: the range lies inside the slice, and the advice changes no contents. A kernel
+        // without large pages refuses, which is as good.
+        unsafe {
+            let start = data.as_mut_ptr().byte_add(skipped);
+            libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE);
         }
     }
 }

@@ -2,11 +2,16 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::machine;
+
 /// Elements of a cache line. A vector register across two lines costs two accesses, and two
 /// threads that share a line take it from each other.
 const LINE: usize = 16;
 
-/// Numbers, zero at first, from the first cache line of an allocation on.
+/// Elements of a large page.
+const LARGE: usize = machine::LARGE_PAGE / size_of::<f32>();
+
+/// Numbers, zero at first, from a cache line on, in large pages if they fill some.
 #[derive(Default)]
 pub(super) struct Buffer {
     data: Vec<f32>,
@@ -15,11 +20,14 @@ pub(super) struct Buffer {
 
 impl Buffer {
     pub(super) fn zeros(len: usize) -> Self {
-        let data = vec![0.0; len + LINE - 1];
-        let start = data.as_ptr().align_offset(LINE * size_of::<f32>());
-        assert!(start < LINE, "floats lie at multiples of their size");
+        let line = if len >= LARGE { LARGE } else { LINE };
+        // Fresh zeros are not touched, so the part before the first line takes no memory.
+        let data = vec![0.0; len + line - 1];
+        let start = data.as_ptr().align_offset(line * size_of::<f32>());
+        assert!(start < line, "floats lie at multiples of their size");
         let mut buffer = Self { data, start };
         buffer.data.truncate(start + len);
+        machine::use_large_pages(&mut buffer);
         buffer
     }
 }
