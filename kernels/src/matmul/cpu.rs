@@ -165,6 +165,16 @@ impl Epilogue for Add<'_> {
     fn apply(&self, mut block: Block<'_>) {
         add_to(&mut block, self.bias, self.residual);
     }
+
+    fn addend(&self) -> Option<&[f32]> {
+        self.residual
+    }
+
+    fn apply_after_addend(&self, mut block: Block<'_>) {
+        if self.bias.is_some() {
+            add_to(&mut block, self.bias, None);
+        }
+    }
 }
 
 /// Adds a bias (N) and writes the GELU to `out` (M, N).

@@ -131,6 +131,16 @@ pub(super) trait Epilogue: Sync {
 
     /// No two calls share an element.
     fn apply(&self, block: Block<'_>);
+
+    /// What it adds first, of the result's shape, where that can be done with the last sum.
+    fn addend(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// What is left to do where the addend was added.
+    fn apply_after_addend(&self, block: Block<'_>) {
+        self.apply(block);
+    }
 }
 
 /// No epilogue.
@@ -209,7 +219,7 @@ impl Product<'_> {
         assert_eq!(self.b.data.len(), depth * cols, "b: {depth} x {cols}");
         let out = Output::new(out);
         #[cfg(target_arch = "x86_64")]
-        if avx512::wants(self, epilogue) {
+        if avx512::wants(self) {
             return avx512::product(self, &out, epilogue);
         }
         let cut = self.cut();
