@@ -54,32 +54,6 @@ pub fn configure(threads: usize) {
     }
 }
 
-/// Bytes of a large page.
-pub const LARGE_PAGE: usize = 2 << 20;
-
-/// Asks for large pages where `data` fills some, before it is touched: an operation on a few MiB
-/// then needs a handful of translations of addresses instead of a thousand.
-pub fn use_large_pages(data: &mut [f32]) {
-    #[cfg(target_os = "linux")]
-    {
-        let bytes = size_of_val(data);
-        let skipped = data
-            .as_ptr()
-            .align_offset(LARGE_PAGE / size_of::<f32>() * size_of::<f32>());
-        let skipped = skipped.saturating_mul(size_of::<f32>());
-        let Some(len) = bytes.checked_sub(skipped).filter(|&len| len >= LARGE_PAGE) else {
-            return;
-        };
-        #[expect(unsafe_code, reason = "advice to the kernel is a C interface")]
-        // SAFETY: the range lies inside the slice, and the advice changes no contents. A kernel
-        // without large pages refuses, which is as good.
-        unsafe {
-            let start = data.as_mut_ptr().byte_add(skipped);
-            libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE);
-        }
-    }
-}
-
 /// Memory this process may still take, bytes: what the kernel has available, or what the cgroup's
 /// limit leaves, whichever is less. `None` where neither can be read.
 pub fn memory_available() -> Option<u64> {

@@ -31,7 +31,7 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     if let Some(available) = available {
         needs = needs.with_available(available);
     }
-    print(&table(&needs, Shape::of(config)))
+    print(&table(&needs, needs.shape(config)))
 }
 
 fn gibibytes(word: &str) -> Result<u64> {
@@ -48,7 +48,7 @@ fn table(needs: &Needs<'_>, shape: Shape) -> String {
     let mut lines = vec![format!(
         "memory of a run with batch_size={}, recompute={}",
         shape.batch_size,
-        word(shape.recompute)
+        shape.recompute.name()
     )];
     let mut line = |name: &str, bytes: u64, note: &str| {
         lines.push(format!("  {name:<34} {:>12}{note}", human_bytes(bytes)));
@@ -68,7 +68,7 @@ fn table(needs: &Needs<'_>, shape: Shape) -> String {
             for recompute in [Recompute::None, Recompute::Gelu, Recompute::Block] {
                 let shape = Shape { recompute, ..shape };
                 let largest = needs.largest(shape, BATCH_SIZE_MAX);
-                let word = word(recompute);
+                let word = recompute.name();
                 lines.push(match largest {
                     0 => format!("with recompute={word} nothing fits"),
                     _ => format!("with recompute={word} fits batch_size={largest}"),
@@ -78,12 +78,4 @@ fn table(needs: &Needs<'_>, shape: Shape) -> String {
         None => lines.push("how much is available is unknown: --available=GIB says it".to_owned()),
     }
     lines.join("\n")
-}
-
-fn word(recompute: Recompute) -> &'static str {
-    match recompute {
-        Recompute::None => "none",
-        Recompute::Gelu => "gelu",
-        Recompute::Block => "block",
-    }
 }

@@ -164,8 +164,8 @@ keys! {
             "roll back at most so many times";
         engine: String = "auto".into(),
             "what computes the model; auto is the fused engine, candle the readable one";
-        recompute: String = "gelu".into(),
-            "what backward computes again to save memory: nothing, GELU and LayerNorm, or blocks";
+        recompute: String = "auto".into(),
+            "what backward computes again: none, gelu (and LayerNorm), block; auto: what memory asks";
         threads: usize = 0,
             "CPU threads; 0 means all cores";
         progress: String = "auto".into(),

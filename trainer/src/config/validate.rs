@@ -24,7 +24,7 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
     ("sampling", &["random", "epoch"]),
     ("on_divergence", &["stop", "rollback"]),
     ("engine", &["auto", "fused", "candle"]),
-    ("recompute", &["none", "gelu", "block"]),
+    ("recompute", &["auto", "none", "gelu", "block"]),
     ("progress", &["auto", "bar", "lines"]),
 ];
 

@@ -37,6 +37,7 @@ pub struct CpuEngine {
     updates: u64,
     training: Plan,
     evaluation: Plan,
+    recompute: Recompute,
     /// Memory of whichever plan runs.
     arena: Buffer,
     dropout: Philox,
@@ -69,6 +70,7 @@ impl CpuEngine {
             ),
             training,
             evaluation,
+            recompute: shape.recompute,
             dropout: Philox::new(hyper.seed, Stream::Dropout),
             loss_sum: 0.0,
             micro_steps: 0,
@@ -181,10 +183,10 @@ fn target(model: &ModelConfig, attention_scratch: usize) -> Target {
 /// What a run of this shape takes.
 pub(super) fn memory(model: &ModelConfig, dropout: bool, shape: Shape) -> Memory {
     let (training, evaluation) = plans(model, dropout, shape);
-    memory_of(&Layout::of(model), &training, &evaluation)
+    memory_of(&Layout::of(model), &training, &evaluation, shape.recompute)
 }
 
-fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan) -> Memory {
+fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan, recompute: Recompute) -> Memory {
     let fp32 = (layout.elements * size_of::<f32>()) as u64;
     Memory {
         weights: fp32,
@@ -192,6 +194,7 @@ fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan) -> Memory {
         moments: 2 * fp32,
         workspace: 0,
         activations: training.arena_bytes.max(evaluation.arena_bytes) as u64,
+        recompute,
     }
 }
 
@@ -219,7 +222,12 @@ impl Engine for CpuEngine {
     }
 
     fn memory(&self) -> Option<Memory> {
-        Some(memory_of(&self.layout, &self.training, &self.evaluation))
+        Some(memory_of(
+            &self.layout,
+            &self.training,
+            &self.evaluation,
+            self.recompute,
+        ))
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {

@@ -259,7 +259,12 @@ impl<T: Precision> Engine for CudaEngine<T> {
         let plans = [&core.training, &core.evaluation, &core.generation];
         let layout: &Layout = &core.parameters.layout;
         let properties = core.device.properties();
-        Some(self::memory::memory::<T>(&plans, layout, properties))
+        Some(self::memory::memory::<T>(
+            &plans,
+            layout,
+            properties,
+            core.recompute,
+        ))
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {

@@ -39,6 +39,10 @@ impl<'a> Needs<'a> {
                 prefers_large: false,
             })),
             #[cfg(any(test, feature = "device"))]
+            Place::Gpu(_) if config.engine == "candle" => Err(Error::config(
+                "engine=candle: computes on the CPU only\nhint: --engine=fused, or --device=cpu",
+            )),
+            #[cfg(any(test, feature = "device"))]
             Place::Gpu(device) => {
                 let (needed, plan) =
                     cuda::needs(device.properties(), &config.dtype, model, dropout)?;
@@ -88,20 +92,53 @@ impl<'a> Needs<'a> {
         names
     }
 
-    fn fits(&self, shape: Shape) -> bool {
-        self.available
-            .is_none_or(|available| self.memory(shape).total() <= available)
+    /// The shape of a run: the config's, and where that leaves it open, backward computes again
+    /// only what it must.
+    pub fn shape(&self, config: &Config) -> Shape {
+        let shape = |recompute| Shape {
+            batch_size: config.batch_size,
+            block_size: config.block_size,
+            recompute,
+        };
+        let mut ways = ways(config).into_iter().map(shape);
+        let fits = |shape: &Shape| self.fits(*shape, self.room());
+        ways.clone().find(fits).unwrap_or_else(|| {
+            let last = ways.next_back();
+            last.expect("there is a way to compute backward")
+        })
+    }
+
+    /// What may be filled without being asked: others share a CPU's memory.
+    fn room(&self) -> Option<u64> {
+        self.available.map(|available| {
+            if self.prefers_large {
+                available / 20 * 19
+            } else {
+                available / 4 * 3
+            }
+        })
+    }
+
+    fn fits(&self, shape: Shape, room: Option<u64>) -> bool {
+        room.is_none_or(|room| self.memory(shape).total() <= room)
     }
 
     /// The largest batch size up to `most` that fits, and 0 if none does.
     pub fn largest(&self, shape: Shape, most: usize) -> usize {
+        self.largest_in(self.available, shape, most)
+    }
+
+    fn largest_in(&self, room: Option<u64>, shape: Shape, most: usize) -> usize {
         let fits = |batch_size| {
-            self.fits(Shape {
-                batch_size,
-                ..shape
-            })
+            self.fits(
+                Shape {
+                    batch_size,
+                    ..shape
+                },
+                room,
+            )
         };
-        // What fits needs no less than what is smaller: halve the range.
+        // What is smaller needs no more: halve the range.
         let (mut least, mut above) = (0, most + 1);
         while least + 1 < above {
             let middle = least + (above - least) / 2;
@@ -115,27 +152,16 @@ impl<'a> Needs<'a> {
     }
 
     /// The batch size for `sequences` an iteration, of those that divide them: the largest that
-    /// fits, on a CPU at most what the config says, which caches like.
-    ///
-    /// # Errors
-    /// As [`Self::check`], for a batch of 1.
-    pub fn batch_size(&self, shape: Shape, sequences: usize) -> Result<usize> {
+    /// fits; on a CPU, where more is not faster, at most the shape's. `None` if not even 1 does.
+    fn batch_size(&self, shape: Shape, sequences: usize) -> Option<usize> {
         let most = if self.prefers_large {
             sequences
         } else {
-            shape.batch_size
+            shape.batch_size.min(sequences)
         };
-        let most = self.largest(shape, most.min(sequences));
+        let most = self.largest_in(self.room(), shape, most);
         let divides = |batch_size: &usize| sequences.is_multiple_of(*batch_size);
-        match (1..=most).rev().find(divides) {
-            Some(batch_size) => Ok(batch_size),
-            None => Err(self
-                .check(Shape {
-                    batch_size: 1,
-                    ..shape
-                })
-                .expect_err("it does not fit")),
-        }
+        (1..=most).rev().find(divides)
     }
 
     /// Whether a run fits.
@@ -143,7 +169,7 @@ impl<'a> Needs<'a> {
     /// # Errors
     /// [`Error::Config`] with what it needs, what there is, and a batch size that fits.
     pub fn check(&self, shape: Shape) -> Result<()> {
-        let Some(available) = self.available.filter(|_| !self.fits(shape)) else {
+        let Some(available) = self.available.filter(|_| !self.fits(shape, self.available)) else {
             return Ok(());
         };
         let block = Shape {
@@ -151,7 +177,7 @@ impl<'a> Needs<'a> {
             ..shape
         };
         let below = shape.batch_size - 1;
-        let hint = if shape.recompute != Recompute::Block && self.fits(block) {
+        let hint = if shape.recompute != Recompute::Block && self.fits(block, self.available) {
             "--recompute=block fits, for about a third more time".to_owned()
         } else {
             match (self.largest(shape, below), self.largest(block, below)) {
@@ -190,12 +216,29 @@ pub fn fitted(place: &Place, config: &Config, model: &ModelConfig) -> Result<Con
     };
     let steps = config.gradient_accumulation_steps;
     let sequences = config.batch_size * steps as usize;
-    let batch_size = needs.batch_size(Shape::of(config), sequences)?;
+    let mut shapes = ways(config).into_iter().map(|recompute| Shape {
+        batch_size: config.batch_size,
+        block_size: config.block_size,
+        recompute,
+    });
+    let batch_size = shapes.find_map(|shape| needs.batch_size(shape, sequences));
+    // Building the engine says what a batch of 1 lacks.
+    let batch_size = batch_size.unwrap_or(1);
     Ok(Config {
         batch_size,
         gradient_accumulation_steps: (sequences / batch_size) as u64,
         ..config.clone()
     })
+}
+
+/// What backward may compute again: what the config says, or first nothing.
+fn ways(config: &Config) -> Vec<Recompute> {
+    match config.recompute.as_str() {
+        "none" => vec![Recompute::None],
+        "gelu" => vec![Recompute::Gelu],
+        "block" => vec![Recompute::Block],
+        _ => vec![Recompute::None, Recompute::Gelu, Recompute::Block],
+    }
 }
 
 #[cfg(test)]

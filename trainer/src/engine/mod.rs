@@ -195,23 +195,8 @@ pub struct Shape {
     pub recompute: Recompute,
 }
 
-impl Shape {
-    pub fn of(config: &Config) -> Self {
-        let recompute = match config.recompute.as_str() {
-            "none" => Recompute::None,
-            "block" => Recompute::Block,
-            _ => Recompute::Gelu,
-        };
-        Self {
-            batch_size: config.batch_size,
-            block_size: config.block_size,
-            recompute,
-        }
-    }
-}
-
 /// Memory that a run takes on its device, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// In fp32 and, where it computes in 16 bits, their copy.
     pub weights: u64,
@@ -222,6 +207,8 @@ pub struct Memory {
     pub activations: u64,
     /// What single operations work in.
     pub workspace: u64,
+    /// What is computed again so that it is not more.
+    pub recompute: Recompute,
 }
 
 impl Memory {
@@ -236,19 +223,14 @@ impl Memory {
 /// [`Error::Config`] if the run does not fit the memory or the engine, [`Error::Device`] if the
 /// device fails.
 pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
-    let (hyper, shape) = (Hyperparameters::of(config), Shape::of(config));
-    if let Some(needs) = Needs::of(place, config, model)? {
-        needs.check(shape)?;
-    }
+    let hyper = Hyperparameters::of(config);
+    let Some(needs) = Needs::of(place, config, model)? else {
+        return Ok(Box::new(candle::CandleEngine::new(model, hyper)?));
+    };
+    let shape = needs.shape(config);
+    needs.check(shape)?;
     match place {
-        Place::Cpu if config.engine == "candle" => {
-            Ok(Box::new(candle::CandleEngine::new(model, hyper)?))
-        }
         Place::Cpu => Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape))),
-        #[cfg(any(test, feature = "device"))]
-        Place::Gpu(_) if config.engine == "candle" => Err(Error::config(
-            "engine=candle: computes on the CPU only\nhint: --engine=fused, or --device=cpu",
-        )),
         #[cfg(any(test, feature = "device"))]
         Place::Gpu(device) => cuda::build(device, &config.dtype, model, hyper, shape),
     }

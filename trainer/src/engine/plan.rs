@@ -25,6 +25,17 @@ pub enum Recompute {
     Block,
 }
 
+impl Recompute {
+    /// The value of the key `recompute`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gelu => "gelu",
+            Self::Block => "block",
+        }
+    }
+}
+
 /// Type of a buffer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {

@@ -79,11 +79,12 @@ fn memory_line(trainer: &Trainer<'_>) -> String {
     let available = machine::memory_available().map_or_else(|| "unknown".to_owned(), human_bytes);
     match trainer.engine.memory() {
         Some(memory) => format!(
-            "memory: {} = {} for weights, gradients and moments + {} for activations; \
-             {available} available",
+            "memory: {} = {} for weights, gradients and moments + {} for activations \
+             (recompute {}); {available} available",
             human_bytes(memory.total()),
             human_bytes(memory.weights + memory.gradients + memory.moments),
             human_bytes(memory.activations + memory.workspace),
+            memory.recompute.name(),
         ),
         None => format!(
             "memory: {} for weights, gradients and moments, and what the activations take; \

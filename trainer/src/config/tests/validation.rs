@@ -80,7 +80,7 @@ fn each_value_has_its_range() {
         ("sampling", &["x"], &["random", "epoch"]),
         ("on_divergence", &["x"], &["stop", "rollback"]),
         ("engine", &["cuda"], &["auto", "fused", "candle"]),
-        ("recompute", &["all"], &["none", "gelu", "block"]),
+        ("recompute", &["all"], &["auto", "none", "gelu", "block"]),
         ("progress", &["x"], &["auto", "bar", "lines"]),
     ] {
         for value in good {

@@ -10,7 +10,7 @@ use super::memory::{Parameters, Precision, Workspace};
 use super::plans::plans;
 use super::run::Context;
 use crate::engine::plan::{Dtype, Plan};
-use crate::engine::{Hyperparameters, Shape};
+use crate::engine::{Hyperparameters, Recompute, Shape};
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream as RandomStream};
 
@@ -23,6 +23,7 @@ const LOSS_SCALE: f32 = 65_536.0;
 pub(super) struct Core<T> {
     pub(super) model: ModelConfig,
     pub(super) hyper: Hyperparameters,
+    pub(super) recompute: Recompute,
     pub(super) device: Device,
     pub(super) parameters: Parameters<T>,
     pub(super) controller: Controller,
@@ -73,6 +74,7 @@ impl<T: Precision> Core<T> {
             model: model.clone(),
             device: device.clone(),
             hyper,
+            recompute: shape.recompute,
             parameters,
             training,
             evaluation,

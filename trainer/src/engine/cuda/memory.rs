@@ -6,7 +6,7 @@ use kernels::cuda::{Buffer, CudaError, Device, Float, Properties, Stream};
 use kernels::{embedding, global_norm, layernorm, matmul};
 
 use crate::engine::plan::{Dtype, Layout, Op, Plan};
-use crate::engine::{Hyperparameters, Memory};
+use crate::engine::{Hyperparameters, Memory, Recompute};
 use crate::model::{ModelConfig, NamedTensor};
 
 /// Elements that every parameter begins at a multiple of: 128 bytes of 16-bit weights.
@@ -223,6 +223,7 @@ pub(super) fn memory<T: Precision>(
     plans: &[&Plan],
     layout: &Layout,
     properties: &Properties,
+    recompute: Recompute,
 ) -> Memory {
     let copy = if T::DTYPE == Dtype::F32 {
         0
@@ -237,5 +238,6 @@ pub(super) fn memory<T: Precision>(
         moments: 2 * fp32,
         activations: arena.unwrap_or(0) as u64,
         workspace: WorkspaceSizes::of(plans[0], layout, properties).bytes() as u64,
+        recompute,
     }
 }

@@ -106,5 +106,10 @@ pub(in crate::engine) fn memory<T: Precision>(
     properties: &Properties,
 ) -> Memory {
     let plans = plans::<T>(model, dropout, shape);
-    memory::memory::<T>(&plans.each_ref(), &memory::layout(model), properties)
+    memory::memory::<T>(
+        &plans.each_ref(),
+        &memory::layout(model),
+        properties,
+        shape.recompute,
+    )
 }

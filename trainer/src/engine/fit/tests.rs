@@ -71,23 +71,46 @@ fn a_run_that_does_not_fit_is_refused_with_a_batch_size_that_does() {
 #[test]
 fn an_automatic_batch_divides_the_sequences_of_a_step_and_fills_a_gpu() {
     let model = gpt2();
-    let needs_with = |place: &Place, batch_size| {
+    // With memory for so many sequences and the part that is left free.
+    let chosen = |place: &Place, batch_size, of: u64, part: u64| {
         let shape = Shape {
             batch_size,
             ..SHAPE
         };
-        let enough = needs(&model, place).memory(shape).total();
+        let enough = needs(&model, place).memory(shape).total() / part * of + of;
         let needs = needs(&model, place).with_available(enough);
-        needs.batch_size(SHAPE, 480).map_err(|e| e.to_string())
+        needs.batch_size(SHAPE, 480)
     };
     // 25 would fit; 24 divides 480.
-    assert_eq!(needs_with(&gpu(), 25), Ok(24));
-    assert_eq!(needs_with(&gpu(), 1000), Ok(480));
-    assert_eq!(needs_with(&Place::Cpu, 25), Ok(16));
-    assert_eq!(needs_with(&Place::Cpu, 7), Ok(6));
+    assert_eq!(chosen(&gpu(), 25, 20, 19), Some(24));
+    assert_eq!(chosen(&gpu(), 1000, 20, 19), Some(480));
+    assert_eq!(chosen(&Place::Cpu, 25, 4, 3), Some(16));
+    assert_eq!(chosen(&Place::Cpu, 7, 4, 3), Some(6));
     let nothing = needs(&model, &gpu()).with_available(1 << 20);
-    let error = nothing.batch_size(SHAPE, 480).unwrap_err().to_string();
-    assert!(error.contains("a smaller model"), "{error}");
+    assert_eq!(nothing.batch_size(SHAPE, 480), None);
+}
+
+#[test]
+fn backward_computes_again_what_memory_asks_for() {
+    let model = gpt2();
+    let chosen = |key: &str, available| {
+        let words = ["--batch_size=16".to_owned(), format!("--recompute={key}")];
+        let config = Config::resolve(None, &words).unwrap().config;
+        let needs = needs(&model, &Place::Cpu).with_available(available);
+        needs.shape(&config).recompute
+    };
+    let enough = |recompute| {
+        let shape = Shape { recompute, ..SHAPE };
+        needs(&model, &Place::Cpu).memory(shape).total() / 3 * 4 + 8
+    };
+    let (none, gelu) = (enough(Recompute::None), enough(Recompute::Gelu));
+    assert_eq!(chosen("auto", none), Recompute::None);
+    assert_eq!(chosen("auto", none - 64), Recompute::Gelu);
+    assert_eq!(chosen("auto", gelu), Recompute::Gelu);
+    assert_eq!(chosen("auto", gelu - 64), Recompute::Block);
+    assert_eq!(chosen("none", 8), Recompute::None);
+    assert_eq!(chosen("gelu", none), Recompute::Gelu);
+    assert_eq!(chosen("block", none), Recompute::Block);
 }
 
 #[test]
