@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use protocol::RunDir;
 
 use crate::checkpoints::{self, Depth, Policy, Transfer};
+use crate::clock::BootClock;
 use crate::error::{Error, ExitStatus};
 use crate::job::{Holder, Job};
 use crate::lease::Terms;
@@ -269,6 +270,7 @@ impl Run {
             grace: self.grace,
             pass_env: self.pass_env,
             redactor: Arc::new(Redactor::from_env()),
+            clock: Arc::new(BootClock),
         })
     }
 }

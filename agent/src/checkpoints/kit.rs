@@ -188,36 +188,8 @@ impl Host {
         }
     }
 
-    /// Writes a checkpoint as a trainer does. `salt` tells two of one step apart.
     pub(super) fn save(&self, step: u64, salt: u64, val_loss: Option<f64>) {
-        let folder = self.run_dir.checkpoint(step);
-        fs::create_dir_all(&folder).unwrap();
-        let mut random = fastrand::Rng::with_seed(step.wrapping_mul(1_000).wrapping_add(salt));
-        let mut files = BTreeMap::new();
-        for (name, bytes) in [
-            // Several parts with a rest, several whole parts, one put, nothing at all.
-            (RunDir::MODEL, 200),
-            (RunDir::OPTIMIZER, 256),
-            (RunDir::STATE, 40),
-            (RunDir::VOCAB, 0),
-        ] {
-            let contents: Vec<u8> = (0..bytes).map(|_| random.u8(..)).collect();
-            fs::write(folder.join(name), &contents).unwrap();
-            let entry = FileEntry {
-                bytes,
-                sha256: hexadecimal(&Sha256::digest(&contents)),
-            };
-            files.insert(name.to_owned(), entry);
-        }
-        let manifest = Manifest {
-            format_version: 1,
-            step,
-            val_loss,
-            config_hash: CONFIG.to_owned(),
-            time: "2026-01-02T03:04:05Z".to_owned(),
-            files,
-        };
-        fs::write(folder.join(RunDir::MANIFEST), manifest.to_json()).unwrap();
+        save(&self.run_dir, step, salt, val_loss);
     }
 
     /// Contents of a checkpoint by file; `None` if it is not there.
@@ -243,6 +215,38 @@ impl Host {
         steps.sort_unstable();
         steps
     }
+}
+
+/// Writes a checkpoint as a trainer does. `salt` tells two of one step apart.
+pub(crate) fn save(run_dir: &RunDir, step: u64, salt: u64, val_loss: Option<f64>) {
+    let folder = run_dir.checkpoint(step);
+    fs::create_dir_all(&folder).unwrap();
+    let mut random = fastrand::Rng::with_seed(step.wrapping_mul(1_000).wrapping_add(salt));
+    let mut files = BTreeMap::new();
+    for (name, bytes) in [
+        // Several parts with a rest, several whole parts, one put, nothing at all.
+        (RunDir::MODEL, 200),
+        (RunDir::OPTIMIZER, 256),
+        (RunDir::STATE, 40),
+        (RunDir::VOCAB, 0),
+    ] {
+        let contents: Vec<u8> = (0..bytes).map(|_| random.u8(..)).collect();
+        fs::write(folder.join(name), &contents).unwrap();
+        let entry = FileEntry {
+            bytes,
+            sha256: hexadecimal(&Sha256::digest(&contents)),
+        };
+        files.insert(name.to_owned(), entry);
+    }
+    let manifest = Manifest {
+        format_version: 1,
+        step,
+        val_loss,
+        config_hash: CONFIG.to_owned(),
+        time: "2026-01-02T03:04:05Z".to_owned(),
+        files,
+    };
+    fs::write(folder.join(RunDir::MANIFEST), manifest.to_json()).unwrap();
 }
 
 /// A store that answers so many requests and then none, the last of which it may have carried out.

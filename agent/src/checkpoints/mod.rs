@@ -11,11 +11,10 @@ pub mod restore;
 pub mod prune;
 pub mod verify;
 #[cfg(test)]
-mod kit;
+pub(crate) mod kit;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,10 +140,8 @@ pub enum Finding {
 /// that needs a permit: the permit may end between two tries.
 fn steady(store: &Arc<dyn Storage>, transfer: &Transfer) -> Retry {
     // Many agents of one store should not come back from an outage in step.
-    let mut seed = DefaultHasher::new();
-    (store.name(), std::process::id()).hash(&mut seed);
     let policy = retry::Policy::until(transfer.deadline);
-    Retry::new(Arc::clone(store), policy, seed.finish())
+    Retry::new(Arc::clone(store), policy, fastrand::u64(..))
 }
 
 /// Deletes an object. The permit is asked before every try.
@@ -173,10 +170,20 @@ fn plain_name(name: &str) -> bool {
     !name.is_empty() && !hidden && !name.contains(['/', '\\', '\0'])
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Work on the disk is done at once: of two threads no seed decides which comes first.
+    pub(crate) static AT_ONCE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Runs work on the disk on a thread for it. Once begun it goes on even if nobody waits any more.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
 ) -> Result<T, CheckpointError> {
+    #[cfg(test)]
+    if AT_ONCE.get() {
+        return work();
+    }
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|stopped| match stopped.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),

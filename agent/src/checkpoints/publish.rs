@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::stage::StagedFile;
-use super::{CheckpointError, Permit, REQUEST_LIMIT, Staged, Transfer, steady};
+use super::{CheckpointError, Permit, REQUEST_LIMIT, Staged, Transfer, blocking, local, steady};
 use crate::job::requests::{Backoff, Settled, settle};
 use crate::job::{
     CommitFile, CommitId, CommitRecord, Job, JobError, Nonce, VERSION, parse, read, to_bytes,
@@ -373,11 +373,9 @@ impl Piece {
 
     /// A small file, whole.
     async fn put(&self, store: &Retry) -> Result<Part, StorageError> {
-        let read = tokio::fs::read(&self.path).await;
-        let body = read.map_err(|e| {
-            let detail = format!("{}: {e}", self.path.display());
-            permanent(store, "put", &self.key, detail)
-        })?;
+        let path = self.path.clone();
+        let read = blocking(move || std::fs::read(&path).map_err(|e| local(&path, e))).await;
+        let body = read.map_err(|e| permanent(store, "put", &self.key, e.to_string()))?;
         Ok(Part {
             number: 1,
             tag: store.put(&self.key, Bytes::from(body)).await?,

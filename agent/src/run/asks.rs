@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::controls::{last_key, read_controls};
 use super::{Executor, InFlight, Message, Permit, checkpoint_fault, fault, job_fault, new_nonce};
 use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
-use crate::clock::{BootClock, Clock, Moment};
+use crate::clock::Moment;
 use crate::job::{
     BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
 };
@@ -42,7 +42,8 @@ pub(super) fn wall_time() -> String {
 }
 
 impl Executor {
-    pub(super) fn hear(&mut self, message: Message) {
+    /// What happened, by what a task has to say.
+    pub(crate) fn understand(&mut self, message: Message) -> Vec<Event> {
         let event = match message {
             Message::Event(event) => event,
             Message::ChildExited(exit) => return self.child_exited(exit),
@@ -95,13 +96,10 @@ impl Executor {
             }
             Message::Controls(commands, last) => {
                 self.control = Some(last);
-                for command in commands {
-                    self.happen(Event::Command(command));
-                }
-                return;
+                return commands.into_iter().map(Event::Command).collect();
             }
         };
-        self.happen(event);
+        vec![event]
     }
 
     /// Whether the store keeps the promises that a lease rests on.
@@ -124,7 +122,7 @@ impl Executor {
 
     pub(super) fn look(&mut self) {
         let options = Arc::clone(&self.options);
-        let asked = BootClock.now();
+        let asked = self.options.clock.now();
         let work = async move {
             let look = lease::look(&*options.store, &options.job, &options.terms).await;
             Message::Looked { asked, look }
@@ -162,7 +160,7 @@ impl Executor {
     }
 
     pub(super) fn claim(&mut self, after: u64) {
-        let asked = BootClock.now();
+        let asked = self.options.clock.now();
         let look = self.look.clone().filter(|look| look.epoch() == after);
         // A new nonce for each try: what became of an earlier one is seen by the next look.
         let nonce = new_nonce();
@@ -208,7 +206,7 @@ impl Executor {
             let limit = terms.ttl.mul_f64(0.3);
             let claim = lease::claim(
                 &*options.store,
-                &BootClock,
+                &*options.clock,
                 job,
                 terms,
                 &look,
@@ -254,7 +252,7 @@ impl Executor {
     }
 
     pub(super) fn beat(&mut self) {
-        let asked = BootClock.now();
+        let asked = self.options.clock.now();
         self.beats += 1;
         let record = BeatRecord {
             version: VERSION,
@@ -271,7 +269,7 @@ impl Executor {
         let (tell, after) = (self.tell.clone(), self.control.clone());
         let work = async move {
             let (store, job) = (&*options.store, &options.job);
-            let beat = lease::beat(store, &BootClock, job, &options.terms, &record).await;
+            let beat = lease::beat(store, &*options.clock, job, &options.terms, &record).await;
             if matches!(beat, Ok(lease::Beat::Held { .. }))
                 && let Ok(Some((commands, last))) =
                     bounded(read_controls(store, job, after.as_deref())).await
@@ -344,13 +342,13 @@ impl Executor {
         let (kept, permit) = (Arc::clone(&self.upload), Arc::clone(&self.permit));
         let in_flight = Arc::clone(&self.in_flight);
         let parent = self.parent;
-        let began = BootClock.now();
+        let began = self.options.clock.now();
         let work = async move {
             let result = upload(&options, &kept, &in_flight, (epoch, step), parent, &permit).await;
             Message::Published {
                 epoch,
                 step,
-                took: BootClock.now().since(began),
+                took: options.clock.now().since(began),
                 result,
             }
         };

@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::checkpoints::{self, CheckpointError, Policy, Transfer, Upload, clear_stage};
 use crate::child::{self, Child, group};
-use crate::clock::{BootClock, Clock, Moment};
+use crate::clock::{Clock, Moment};
 use crate::error::{Error, ExitStatus};
 use crate::follow::{Checkpoints, Events};
 use crate::job::{CommitId, Holder, Job, JobError, LeaseRecord, Nonce};
@@ -57,10 +57,11 @@ pub struct Options {
     /// Names of the agent's secrets that the trainer gets all the same.
     pub pass_env: Vec<String>,
     pub redactor: Arc<Redactor>,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What a task has to say.
-enum Message {
+pub(crate) enum Message {
     Event(Event),
     ChildExited(child::Exit),
     Looked {
@@ -87,17 +88,19 @@ enum Message {
 }
 
 /// Whether commits may be created now, as tasks see it.
-#[derive(Default)]
-struct Permit(Mutex<Option<Moment>>);
+struct Permit {
+    clock: Arc<dyn Clock>,
+    until: Mutex<Option<Moment>>,
+}
 
 impl Permit {
     fn set(&self, until: Option<Moment>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     fn allows(&self) -> bool {
-        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| BootClock.now() < until)
+        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| self.clock.now() < until)
     }
 }
 
@@ -116,9 +119,10 @@ impl InFlight {
     }
 }
 
-struct Executor {
+/// Carries out what the supervisor wants. Its own loop is [`run`]; the simulator has another.
+pub(crate) struct Executor {
     options: Arc<Options>,
-    state: State,
+    pub(crate) state: State,
     local: Local,
     logs: Arc<Logs>,
     tell: mpsc::UnboundedSender<Message>,
@@ -130,7 +134,7 @@ struct Executor {
     lease: Option<LeaseRecord>,
     /// What the next commit goes on from, and what this run went on from.
     parent: Option<CommitId>,
-    resumed_from: Option<CommitId>,
+    pub(crate) resumed_from: Option<CommitId>,
     /// Survives a failed try, so that the next one goes on from there.
     upload: Arc<tokio::sync::Mutex<Option<Upload>>>,
     in_flight: Arc<InFlight>,
@@ -185,10 +189,16 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            Some(message) = messages.recv() => executor.hear(message),
+            Some(message) = messages.recv() => {
+                for event in executor.understand(message) {
+                    executor.happen(event);
+                }
+            }
             request = signals.next() => executor.signalled(request),
             _ = ticks.tick() => {
-                executor.follow();
+                for event in executor.follow() {
+                    executor.happen(event);
+                }
                 executor.happen(Event::Tick);
             }
         }
@@ -200,20 +210,23 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
 }
 
 impl Executor {
-    fn new(
+    pub(crate) fn new(
         options: Options,
         local: Local,
         logs: Logs,
         tell: mpsc::UnboundedSender<Message>,
     ) -> Self {
         let run_dir = options.run_dir.clone();
-        let state = State::new(options.settings.clone(), BootClock.now());
+        let state = State::new(options.settings.clone(), options.clock.now());
         Self {
             state,
             local,
             logs: Arc::new(logs),
             tell,
-            permit: Arc::default(),
+            permit: Arc::new(Permit {
+                clock: Arc::clone(&options.clock),
+                until: Mutex::default(),
+            }),
             events: Events::new(run_dir.events()),
             found: Checkpoints::new(run_dir),
             child: None,
@@ -237,13 +250,13 @@ impl Executor {
 
     /// Gives the supervisor an event and does what it says.
     fn happen(&mut self, event: Event) {
-        let now = BootClock.now();
+        let now = self.options.clock.now();
         for action in step(&mut self.state, event, now) {
             self.carry_out(action, now);
         }
     }
 
-    fn carry_out(&mut self, action: Action, now: Moment) {
+    pub(crate) fn carry_out(&mut self, action: Action, now: Moment) {
         match action {
             Action::Probe => self.probe(),
             Action::Look => self.look(),

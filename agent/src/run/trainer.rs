@@ -118,56 +118,63 @@ impl Executor {
     }
 
     /// What the trainer wrote down since the last look.
-    pub(super) fn follow(&mut self) {
+    pub(super) fn follow(&mut self) -> Vec<Event> {
         if self.child.is_none() {
-            return;
+            return Vec::new();
         }
-        self.read_events(1);
-        self.find_checkpoints();
+        let mut news = self.read_events(1);
+        news.extend(self.find_checkpoints());
+        news
     }
 
-    fn read_events(&mut self, times: usize) {
+    fn read_events(&mut self, times: usize) -> Vec<Event> {
+        let mut news = Vec::new();
         for _ in 0..times {
             let polled = match self.events.poll() {
                 Ok(polled) => polled,
-                Err(error) => return self.say(Level::Warning, &format!("events: {error}")),
+                Err(error) => {
+                    self.say(Level::Warning, &format!("events: {error}"));
+                    break;
+                }
             };
-            for record in polled.records {
-                self.happen(Event::Record(record));
-            }
+            news.extend(polled.records.into_iter().map(Event::Record));
             if !polled.more {
-                return;
+                break;
             }
         }
+        news
     }
 
-    fn find_checkpoints(&mut self) {
+    pub(crate) fn find_checkpoints(&mut self) -> Vec<Event> {
         // One that cannot be listed now can be a moment later.
-        for found in self.found.poll().unwrap_or_default() {
-            self.happen(Event::CheckpointFound { step: found.step });
-        }
+        let found = self.found.poll().unwrap_or_default();
+        let found = found.into_iter();
+        found
+            .map(|found| Event::CheckpointFound { step: found.step })
+            .collect()
     }
 
-    pub(super) fn child_exited(&mut self, exit: child::Exit) {
-        self.read_events(LAST_READS_MAX);
-        self.find_checkpoints();
+    pub(super) fn child_exited(&mut self, exit: child::Exit) -> Vec<Event> {
+        let mut news = self.read_events(LAST_READS_MAX);
+        news.extend(self.find_checkpoints());
         self.child = None;
         self.say(Level::Info, &format!("the trainer ended: {exit}"));
         let (code, signal) = match exit.status {
             Status::Code(code) => (Some(code), None),
             Status::Signal(number) => (None, Some(number)),
         };
-        self.happen(Event::Exited(Exit {
+        news.push(Event::Exited(Exit {
             code,
             signal,
             out_of_memory: exit.is_oom_kill(),
             local: newest_whole(&self.options.run_dir),
         }));
+        news
     }
 }
 
 /// The newest checkpoint that has a manifest which can be read.
-pub(super) fn newest_whole(run_dir: &RunDir) -> Option<u64> {
+pub(crate) fn newest_whole(run_dir: &RunDir) -> Option<u64> {
     let entries = std::fs::read_dir(run_dir.checkpoints()).ok()?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let steps = names.filter_map(|name| RunDir::checkpoint_step(&name));
