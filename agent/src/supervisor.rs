@@ -39,9 +39,7 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
         Event::Started(result) => trainer::started(state, result, now, &mut todo),
         Event::Exited(exit) => trainer::exited(state, &exit, now, &mut todo),
         Event::Record(record) => state.progress.record(&record, now),
-        Event::CheckpointFound { step } => {
-            state.checkpoints.local = state.checkpoints.local.max(Some(step));
-        }
+        Event::CheckpointFound { step } => checkpoints::found(state, step),
         Event::PublishEnded {
             epoch,
             step,

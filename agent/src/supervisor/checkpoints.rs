@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{ending, say};
+use super::{ending, say, trainer};
 use crate::clock::Moment;
 use crate::state::{Action, Fault, Lease, Level, Published, Risk, Stage, State, Upload, backoff};
 
@@ -49,6 +49,14 @@ pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
         checkpoints.prune_due = false;
         checkpoints.pruning = true;
         todo.push(Action::Prune);
+    }
+}
+
+/// A checkpoint is complete in the run directory. What a run saves that was lost to another agent
+/// does not belong to the job's history.
+pub(super) fn found(state: &mut State, step: u64) {
+    if !trainer::is_lost(state) {
+        state.checkpoints.local = state.checkpoints.local.max(Some(step));
     }
 }
 

@@ -310,6 +310,8 @@ fn lose(state: &mut State, holder: String, revoked: bool, now: Moment, todo: &mu
         Level::Warning,
         format!("the lease was taken by {holder}; standing by"),
     );
+    // The run directory holds a run that does not count: the next restore says what does.
+    state.checkpoints.local = None;
     match &mut state.trainer {
         Trainer::Restoring { .. } => todo.push(Action::CancelRestore),
         Trainer::Absent { restore, .. } => *restore = true,

@@ -108,6 +108,15 @@ fn stop_if_stalled(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     todo.push(Action::Signal(Signal::Terminate));
 }
 
+/// Whether the trainer was killed because another agent has the job, and this one stands by.
+pub(super) fn is_lost(state: &State) -> bool {
+    let stop = match &state.trainer {
+        Trainer::Running { stop, .. } => stop.as_ref(),
+        Trainer::Absent { .. } | Trainer::Restoring { .. } => None,
+    };
+    stop.is_some_and(|stop| stop.why == StopReason::Ending) && state.ending.is_none()
+}
+
 /// Kills the trainer's group now, if there is one.
 pub(super) fn kill(state: &mut State, why: StopReason, now: Moment, todo: &mut Vec<Action>) {
     let Trainer::Running { stop, .. } = &mut state.trainer else {
@@ -222,8 +231,8 @@ pub(super) fn exited(state: &mut State, exit: &Exit, now: Moment, todo: &mut Vec
         return;
     };
     let why = stop.as_ref().map(|stop| stop.why);
-    state.checkpoints.local = exit.local;
-    let lost = why == Some(StopReason::Ending) && state.ending.is_none();
+    let lost = is_lost(state);
+    state.checkpoints.local = exit.local.filter(|_| !lost);
     state.trainer = Trainer::Absent {
         not_before: now,
         restore: lost,

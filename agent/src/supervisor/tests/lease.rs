@@ -148,6 +148,50 @@ fn a_superseded_holder_stops_and_leaves_or_stands_by() {
 }
 
 #[test]
+fn what_a_lost_run_left_in_the_run_directory_is_not_published_by_the_next() {
+    let standby = Settings {
+        on_lost: OnLost::Standby,
+        ..settings()
+    };
+    let mut bench = Bench::training(standby, Some(10));
+    bench.give(Event::CheckpointFound { step: 60 });
+    assert!(bench.has(&Action::Publish { epoch: 1, step: 60 }));
+    bench.give(Event::BeatAnswered {
+        epoch: 1,
+        asked: bench.now,
+        beat: Ok(Beat::Superseded {
+            holder: "b".to_owned(),
+            revoked: false,
+        }),
+    });
+    bench.give(Event::PublishEnded {
+        epoch: 1,
+        step: 60,
+        result: Err(fault()),
+    });
+    // Saved while it was being killed.
+    bench.give(Event::CheckpointFound { step: 70 });
+    bench.give(Event::Exited(Exit {
+        code: None,
+        signal: Some(9),
+        out_of_memory: false,
+        local: Some(70),
+    }));
+    bench.look(Sight::Free { epoch: 2 });
+    bench.done.clear();
+    bench.claim(3, Some(40));
+    bench.pass(5.0);
+    assert!(bench.has(&Action::Restore));
+    let published = bench
+        .done
+        .iter()
+        .any(|action| matches!(action, Action::Publish { .. }));
+    assert!(!published, "{:?}", bench.done);
+    bench.restored(Some(40));
+    assert!(bench.has(&Action::Start { attempt: 2 }));
+}
+
+#[test]
 fn a_watcher_leaves_on_a_sign_of_life_and_claims_after_the_patience_only() {
     let ready = |settings| {
         let mut bench = Bench::new(settings);
