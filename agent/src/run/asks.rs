@@ -246,6 +246,10 @@ impl Executor {
                     base: base.map(|base| base.step),
                 })
             }
+            // One that we gave up has arrived after all: the next look takes it for a dead one's.
+            Ok(lease::Claim::Lost(record)) if self.local.made(&record.nonce) => {
+                Err(fault(true, &"an earlier claim of ours came first"))
+            }
             Ok(lease::Claim::Lost(_) | lease::Claim::Alive) => Ok(Claim::Taken),
             Err(error) => Err(job_fault(&error)),
         }
