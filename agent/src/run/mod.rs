@@ -31,6 +31,8 @@ use crate::state::{Action, Event, Fault, Level, Settings, State};
 use crate::storage::Storage;
 use crate::supervisor::step;
 pub use local::Local;
+#[cfg(test)]
+pub(crate) use trainer::newest_whole;
 pub use trainer::{command_line, find_program};
 
 /// How often files are looked at and timers are checked.

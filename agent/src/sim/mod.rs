@@ -4,12 +4,14 @@
 //! Real: [`crate::supervisor::step`] and everything it decides. Modelled: time, the store's
 //! protocol (`store.rs`, request by request, each delayed, lost, or landing after its sender gave
 //! up), the requests of an agent (`operation.rs`), its trainer and its machine (`world.rs`). After
-//! some minutes the faults stop, and then the job has to come to its end.
+//! some minutes the faults stop, and then the job has to come to its end. In `real/` nothing of
+//! that is modelled but the trainer: fewer schedules, over the real functions.
 
 mod operation;
 mod random;
 mod store;
 mod world;
+mod real;
 
 use world::{Plan, World};
 

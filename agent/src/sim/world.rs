@@ -3,6 +3,8 @@
 mod faults;
 mod trainer;
 
+pub(super) use trainer::{made, started};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

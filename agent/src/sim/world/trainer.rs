@@ -137,7 +137,7 @@ fn record(event: Report) -> Record {
     }
 }
 
-fn started(max_iters: u64, step: u64) -> Record {
+pub(in crate::sim) fn started(max_iters: u64, step: u64) -> Record {
     record(Report::Started {
         version: String::new(),
         pid: 1,
@@ -153,7 +153,7 @@ fn started(max_iters: u64, step: u64) -> Record {
     })
 }
 
-fn made(step: u64) -> Record {
+pub(in crate::sim) fn made(step: u64) -> Record {
     record(Report::Step {
         step: step - 1,
         loss: 1.0,
