@@ -27,9 +27,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Whoever started a process and waits for it has taken its status within this time.
 const OWNER_TAKES_AT_MOST: Duration = Duration::from_secs(2);
 
-/// A second interrupt within this time means: now.
-const TWICE_WITHIN: Duration = Duration::from_secs(2);
-
 /// Becomes the parent of all orphans below this process, and buries them from a thread of its own
 /// for as long as the process lives.
 ///
@@ -90,8 +87,6 @@ pub enum Request {
     /// The machine goes away or somebody wants an end: stop in good order. Providers give notice by
     /// any of SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGXCPU.
     Stop(Signal),
-    /// The second SIGINT in a row: stop without waiting for anything.
-    StopNow,
     /// Not for the agent: hand it to the trainer.
     Forward(Signal),
 }
@@ -104,8 +99,6 @@ pub struct Signals {
     /// Never read. Whoever started the agent may have it ignore SIGCHLD, and then the kernel throws
     /// every exit status away; a handler undoes that.
     _child: Stream,
-    /// When SIGINT came last.
-    interrupted: Option<Instant>,
 }
 
 impl Signals {
@@ -129,7 +122,6 @@ impl Signals {
         Ok(Self {
             streams,
             _child: signal(SignalKind::child())?,
-            interrupted: None,
         })
     }
 
@@ -144,20 +136,15 @@ impl Signals {
             came.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
         })
         .await;
-        self.request(number, Instant::now())
+        request(number)
     }
+}
 
-    fn request(&mut self, number: Signal, now: Instant) -> Request {
-        match number {
-            Signal::INT => {
-                let before = self.interrupted.replace(now);
-                match before {
-                    Some(before) if now - before <= TWICE_WITHIN => Request::StopNow,
-                    _ => Request::Stop(number),
-                }
-            }
-            Signal::TERM | Signal::HUP | Signal::USR1 | Signal::XCPU => Request::Stop(number),
-            _ => Request::Forward(number),
+fn request(number: Signal) -> Request {
+    match number {
+        Signal::TERM | Signal::INT | Signal::HUP | Signal::USR1 | Signal::XCPU => {
+            Request::Stop(number)
         }
+        _ => Request::Forward(number),
     }
 }

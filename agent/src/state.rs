@@ -233,8 +233,8 @@ pub struct Ending {
     pub since: Moment,
     /// When everything must be over.
     pub deadline: Option<Moment>,
-    /// Signals and notices that asked for the end.
-    pub notices: u32,
+    /// When the first signal or notice asked for the end.
+    pub noticed: Option<Moment>,
     /// Nothing is waited for any more.
     pub now: bool,
     /// The end of the job is written down in the store.

@@ -2,19 +2,18 @@
 
 use super::*;
 
-#[tokio::test]
-async fn a_second_interrupt_soon_after_means_now() {
-    let mut signals = Signals::listen().unwrap();
-    let start = Instant::now();
-    let at = |seconds| start + Duration::from_secs(seconds);
-    for (number, seconds, request) in [
-        (Signal::INT, 0, Request::Stop(Signal::INT)),
-        (Signal::INT, 3, Request::Stop(Signal::INT)),
-        (Signal::TERM, 4, Request::Stop(Signal::TERM)),
-        (Signal::INT, 5, Request::StopNow),
-        (Signal::XCPU, 5, Request::Stop(Signal::XCPU)),
-        (Signal::USR2, 5, Request::Forward(Signal::USR2)),
+#[test]
+fn what_a_provider_may_send_asks_for_the_end_and_the_rest_is_the_trainers() {
+    for number in [
+        Signal::TERM,
+        Signal::INT,
+        Signal::HUP,
+        Signal::USR1,
+        Signal::XCPU,
     ] {
-        assert_eq!(signals.request(number, at(seconds)), request);
+        assert_eq!(request(number), Request::Stop(number));
+    }
+    for number in [Signal::USR2, Signal::QUIT] {
+        assert_eq!(request(number), Request::Forward(number));
     }
 }

@@ -326,7 +326,6 @@ impl Executor {
     fn signalled(&mut self, request: Request) {
         let (source, grace) = match request {
             Request::Stop(signal) => (signal_name(signal), self.options.grace),
-            Request::StopNow => ("SIGINT".to_owned(), self.options.grace),
             Request::Forward(signal) => {
                 if let Some(child) = &self.child {
                     child.signal(signal).ok();

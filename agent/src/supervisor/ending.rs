@@ -14,6 +14,9 @@ use crate::state::{
     Trainer,
 };
 
+/// Signals within this of the first are the same one: `timeout`, terminals and containers signal a
+/// process and then its group, and so some processes twice.
+const SAME_NOTICE: Duration = Duration::from_secs(1);
 /// What output, status and release may take of a grace: this, or a fifth of it.
 const TAIL_MAX: Duration = Duration::from_secs(2);
 /// How long a killed trainer, a cancelled restore or an unanswered claim is waited for.
@@ -53,7 +56,7 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
         reason,
         since: now,
         deadline: None,
-        notices: 0,
+        noticed: None,
         now: false,
         recorded: false,
         stage: Stage::Stopping,
@@ -93,7 +96,7 @@ pub(super) fn finished(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     }
 }
 
-/// Somebody wants the machine back after `grace`; a second time: now.
+/// Somebody wants the machine back after `grace`; asked again, not just twice at once: now.
 pub(super) fn notice(
     state: &mut State,
     source: String,
@@ -101,10 +104,6 @@ pub(super) fn notice(
     now: Moment,
     todo: &mut Vec<Action>,
 ) {
-    let first = state
-        .ending
-        .as_ref()
-        .is_none_or(|ending| ending.notices == 0);
     if state.ending.is_none() {
         state.counts.preemptions += 1;
         end(state, Reason::Preempted { source }, now, todo);
@@ -112,12 +111,12 @@ pub(super) fn notice(
     let Some(ending) = &mut state.ending else {
         return;
     };
-    ending.notices += 1;
+    let first = *ending.noticed.get_or_insert(now);
     let deadline = ending
         .deadline
         .map_or(now + grace, |old| old.min(now + grace));
     ending.deadline = Some(deadline);
-    if !first {
+    if now.since(first) > SAME_NOTICE {
         say(todo, Level::Warning, "asked twice: ending now");
         return hurry(state, now, todo);
     }
@@ -221,9 +220,9 @@ fn settle(state: &mut State, todo: &mut Vec<Action>) {
         None => "the end of the job could not be written".to_owned(),
     };
     say(todo, Level::Error, what.as_str());
-    ending.reason = if ending.now && ending.notices == 0 {
+    ending.reason = if ending.now && ending.noticed.is_none() {
         Reason::Stopped
-    } else if ending.notices > 0 {
+    } else if ending.noticed.is_some() {
         Reason::Preempted {
             source: format!("a signal before the upload was verified; {what}"),
         }

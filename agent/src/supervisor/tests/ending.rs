@@ -62,7 +62,7 @@ fn in_the_last_seconds_an_older_upload_gives_way_only_if_the_newest_gets_through
 fn a_second_signal_ends_at_once() {
     let mut bench = Bench::training(settings(), None);
     bench.notice(30);
-    bench.pass(1.0);
+    bench.pass(2.0);
     bench.notice(30);
     assert!(bench.has(&Action::KillGroup));
     bench.exit(137, Some(77));
@@ -73,6 +73,34 @@ fn a_second_signal_ends_at_once() {
     );
     assert_eq!(bench.exited(), Some(ExitStatus::Resumable));
     assert!(bench.has(&Action::Release));
+}
+
+#[test]
+fn signals_that_come_together_are_one() {
+    let mut bench = Bench::training(settings(), None);
+    bench.notice(30);
+    bench.notice(30);
+    bench.pass(1.0);
+    bench.notice(10);
+    assert!(!bench.has(&Action::KillGroup));
+    bench.exit(75, Some(77));
+    bench.published(77);
+    assert_eq!(bench.exited(), Some(ExitStatus::Resumable));
+
+    // The shortest grace counts, and one that comes later means now.
+    let mut bench = Bench::training(settings(), None);
+    bench.notice(30);
+    bench.notice(10);
+    bench.pass(7.5);
+    assert!(bench.has(&Action::KillGroup));
+
+    let mut bench = Bench::training(settings(), None);
+    bench.notice(30);
+    bench.notice(30);
+    bench.pass(1.25);
+    assert!(!bench.has(&Action::KillGroup));
+    bench.notice(30);
+    assert!(bench.has(&Action::KillGroup));
 }
 
 #[test]
