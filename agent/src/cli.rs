@@ -330,8 +330,13 @@ async fn verify(
 
 async fn probe_store(store: &str, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
     let store = open(store).await?;
-    let verdict = probe::probe(&store, fastrand::u64(..)).await?;
-    print(&verdict.to_string());
+    let limit = probe::CHECK_MAX.as_secs();
+    print(&format!(
+        "asking {}, at most {limit} s for each check",
+        store.name()
+    ));
+    let verdict = probe::probe(&store, fastrand::u64(..), |row| print(row)).await?;
+    print(&verdict.summary());
     if verdict.allows_lease() {
         Ok(ExitStatus::Completed)
     } else {

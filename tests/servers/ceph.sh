@@ -148,7 +148,7 @@ export AWS_REGION=us-east-1
 export AWS_ACCESS_KEY_ID=$key
 export AWS_SECRET_ACCESS_KEY=$secret
 export ANNEAL_TEST_S3=s3://$bucket/tests
-export ANNEAL_TEST_S3_PROMISES=lists_uploads
+export ANNEAL_TEST_S3_PROMISES=checks_keys,lists_uploads
 ENVIRONMENT
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::controls::{last_key, read_controls};
-use super::{Executor, InFlight, Message, Permit, checkpoint_fault, fault, job_fault, new_nonce};
+use super::{
+    Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
+};
 use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
 use crate::clock::Moment;
 use crate::job::{
@@ -24,8 +26,6 @@ use crate::storage::{Storage, StorageError, probe};
 
 /// One small request that is not about the lease.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
-/// All that is tried out at the start, unless the store is down.
-const PROBE_MAX: Duration = Duration::from_secs(120);
 /// The end and the release are tried for so long before the supervisor hears of it.
 const RECORD_MAX: Duration = Duration::from_secs(10);
 /// Bringing what there is of the output to the store.
@@ -105,15 +105,19 @@ impl Executor {
     /// Whether the store keeps the promises that a lease rests on.
     pub(super) fn probe(&mut self) {
         let options = Arc::clone(&self.options);
+        let logs = Arc::clone(&self.logs);
         let work = async move {
-            let found = timeout(PROBE_MAX, probe::probe(&options.store, fastrand::u64(..))).await;
-            let verdict = match found {
-                Ok(Ok(found)) => Ok(match found.objection() {
-                    None => Verdict::Sound,
-                    Some(why) => Verdict::NoLeases(why),
-                }),
-                Ok(Err(error)) => Err(fault(error.is_transient(), &error)),
-                Err(_) => Err(fault(true, &"the store does not answer")),
+            let verdict = match probe::probe(&options.store, fastrand::u64(..), |_| {}).await {
+                Ok(found) => {
+                    if let Some(warning) = found.warning() {
+                        logs.note(&format!("{PREFIX}warning: {warning}"));
+                    }
+                    Ok(match found.objection() {
+                        None => Verdict::Sound,
+                        Some(why) => Verdict::NoLeases(why),
+                    })
+                }
+                Err(error) => Err(fault(error.is_transient(), &error)),
             };
             Message::Event(Event::Probed(verdict))
         };

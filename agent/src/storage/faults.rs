@@ -292,6 +292,14 @@ impl Storage for Faulty {
         self.inner.name()
     }
 
+    fn address(&self) -> Option<String> {
+        self.inner.address()
+    }
+
+    async fn stranger(&self) -> Option<Arc<dyn Storage>> {
+        self.inner.stranger().await
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StorageError> {
         let fault = self.draw(Operation::Get);
         if let Some(object) = self.previous(key, fault) {

@@ -22,6 +22,7 @@ mod tests;
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,6 +32,17 @@ use bytes::Bytes;
 pub trait Storage: Send + Sync {
     /// What people call it: `s3://bucket/prefix`, a path. Never holds a credential.
     fn name(&self) -> String;
+
+    /// Where it is asked over a network, as far as known: `http://host:port`.
+    fn address(&self) -> Option<String> {
+        None
+    }
+
+    /// The same store, asked by somebody who knows the name of our key and not its secret; `None`
+    /// where there are no keys.
+    async fn stranger(&self) -> Option<Arc<dyn Storage>> {
+        None
+    }
 
     /// The whole object, for small ones.
     async fn get(&self, key: &str) -> Result<Object, StorageError>;

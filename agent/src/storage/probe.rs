@@ -17,8 +17,14 @@ use super::{Body, Created, Part, Storage, StorageError};
 
 const RACERS: usize = 32;
 const ROUNDS: usize = 3;
-/// For each request, with its retries.
-const LIMIT: Duration = Duration::from_secs(60);
+/// For each check: a store that is slower is none to hold a lease in.
+pub const CHECK_MAX: Duration = Duration::from_secs(15);
+/// For each request, with its retries: what failed is told while there is time.
+const REQUESTS: Policy = Policy {
+    deadline: Duration::from_secs(10),
+    wait_first: Duration::from_millis(200),
+    wait_max: Duration::from_secs(1),
+};
 
 /// What was found, of one ability.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +49,8 @@ pub struct Verdict {
     pub races: Finding,
     /// What was written or deleted is listed so at once.
     pub strong_list: Finding,
+    /// Who does not know the secret of our key is refused.
+    pub auth: Finding,
     /// A part that does not have its checksum is refused.
     pub part_checksums: Finding,
     /// The checksum of a whole object can be asked for.
@@ -65,12 +73,13 @@ impl Verdict {
     }
 
     /// The abilities with their names, those that the lease needs first.
-    pub fn findings(&self) -> [(&'static str, &Finding); 7] {
+    pub fn findings(&self) -> [(&'static str, &Finding); 8] {
         [
             ("access", &self.access),
             ("create-only", &self.create_only),
             ("races", &self.races),
             ("strong list", &self.strong_list),
+            ("auth", &self.auth),
             ("part checksums", &self.part_checksums),
             ("kept checksums", &self.kept_checksums),
             ("lists uploads", &self.lists_uploads),
@@ -94,14 +103,29 @@ impl Verdict {
         ))
     }
 
-    /// What to do with this store: one line, and a hint where leases do not work.
+    /// What is wrong with this store though leases work, in one line.
+    pub fn warning(&self) -> Option<String> {
+        let Finding::Fails(seen) = &self.auth else {
+            return None;
+        };
+        Some(format!(
+            "{}: keys keep nobody out of this store: it {seen}",
+            self.store
+        ))
+    }
+
+    /// What to do with this store: a line for each thing, and a hint where leases do not work.
     pub fn summary(&self) -> String {
-        match self.objection() {
+        let verdict = match self.objection() {
             None => format!("{}: leases are safe here (--lease strict)", self.store),
             Some(why) => format!(
                 "{why}\nhint: use another store, or --lease off if you make sure that only one \
                  container runs this job"
             ),
+        };
+        match self.warning() {
+            None => verdict,
+            Some(warning) => format!("{verdict}\nwarning: {warning}"),
         }
     }
 }
@@ -120,10 +144,14 @@ impl fmt::Display for Finding {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, finding) in self.findings() {
-            writeln!(f, "{name:<16}{finding}")?;
+            writeln!(f, "{}", row(name, finding))?;
         }
         f.write_str(&self.summary())
     }
+}
+
+fn row(name: &str, finding: &Finding) -> String {
+    format!("{name:<16}{finding}")
 }
 
 /// One probe under way: keys below a place of its own.
@@ -134,22 +162,28 @@ struct Probe {
 }
 
 /// Finds out what `store` can do. `nonce` makes the keys differ from every other probe's. It writes
-/// below `probe-<nonce>/` and removes what it wrote, unless the store ceases to answer.
+/// below `probe-<nonce>/` and removes what it wrote, unless the store ceases to answer. `tell`
+/// hears each finding as a row of the verdict's table, as soon as it is known.
 ///
 /// # Errors
-/// If the store cannot be asked at all: transient when it did not answer, permanent with wrong
-/// credentials or no bucket. What it answers wrongly is no error but a finding.
-pub async fn probe(store: &Arc<dyn Storage>, nonce: u64) -> Result<Verdict, StorageError> {
+/// If the store cannot be asked at all: transient when it did not answer a check within
+/// [`CHECK_MAX`], permanent with wrong credentials or no bucket. What it answers wrongly is no
+/// error but a finding.
+pub async fn probe(
+    store: &Arc<dyn Storage>,
+    nonce: u64,
+    tell: impl FnMut(&str),
+) -> Result<Verdict, StorageError> {
     let probe = Probe {
-        store: Arc::new(Retry::new(Arc::clone(store), Policy::until(LIMIT), nonce)),
+        store: Arc::new(Retry::new(Arc::clone(store), REQUESTS, nonce)),
         at: format!("probe-{nonce:016x}"),
     };
-    let verdict = probe.run().await;
+    let verdict = probe.run(tell).await;
     // One that does not answer was waited for already.
     if verdict.as_ref().is_err_and(StorageError::is_transient) {
         return verdict;
     }
-    let cleared = probe.clear().await;
+    let cleared = probe.check("clean-up", probe.clear()).await;
     let mut verdict = verdict?;
     if let Err(e) = cleared {
         verdict.access = Finding::Fails(e.to_string());
@@ -158,24 +192,55 @@ pub async fn probe(store: &Arc<dyn Storage>, nonce: u64) -> Result<Verdict, Stor
 }
 
 impl Probe {
-    async fn run(&self) -> Result<Verdict, StorageError> {
-        let access = self.access().await?;
-        let create_only = self.create_only().await?;
+    async fn run(&self, mut tell: impl FnMut(&str)) -> Result<Verdict, StorageError> {
+        let mut found = |name: &str, finding| {
+            tell(&row(name, &finding));
+            finding
+        };
+        let access = found("access", self.check("access", self.access()).await?);
+        let create_only = self.check("create-only", self.create_only()).await?;
+        let create_only = found("create-only", create_only);
         let races = match create_only {
-            Finding::Works => self.races().await?,
+            Finding::Works => self.check("races", self.races()).await?,
             _ => Finding::Fails("create-only does not work for one alone".to_owned()),
         };
-        let (part_checksums, kept_checksums, lists_uploads) = self.uploads().await?;
+        let races = found("races", races);
+        let strong_list = self.check("strong list", self.strong_list()).await?;
+        let strong_list = found("strong list", strong_list);
+        let auth = found("auth", self.check("auth", self.auth()).await?);
+        let uploads = self.check("uploads", self.uploads()).await?;
+        let (part_checksums, kept_checksums, lists_uploads) = uploads;
         Ok(Verdict {
             store: self.store.name(),
             access,
             create_only,
             races,
-            strong_list: self.strong_list().await?,
-            part_checksums,
-            kept_checksums,
-            lists_uploads,
+            strong_list,
+            auth,
+            part_checksums: found("part checksums", part_checksums),
+            kept_checksums: found("kept checksums", kept_checksums),
+            lists_uploads: found("lists uploads", lists_uploads),
         })
+    }
+
+    /// Within its time; that there was no answer is told with the check and who was asked.
+    async fn check<T>(
+        &self,
+        name: &str,
+        work: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let silent = match tokio::time::timeout(CHECK_MAX, work).await {
+            Ok(Err(StorageError::Transient {
+                operation, detail, ..
+            })) => format!("{operation}: {detail}"),
+            Ok(answer) => return answer,
+            Err(_) => format!("not done within {} s", CHECK_MAX.as_secs()),
+        };
+        let asked = self.store.address();
+        let asked = asked.map_or_else(String::new, |address| format!("; asked {address}"));
+        let detail = format!("{silent}{asked}");
+        let store = self.store.name();
+        Err(StorageError::transient(&store, "check", name, detail))
     }
 
     fn key(&self, name: &str) -> String {
@@ -280,6 +345,31 @@ impl Probe {
             }
         }
         Ok(Finding::Works)
+    }
+
+    /// A write and a read by somebody who does not know the secret of our key.
+    async fn auth(&self) -> Result<Finding, StorageError> {
+        let Some(stranger) = self.store.stranger().await else {
+            return Ok(Finding::Unknown("there are no keys to ask with".to_owned()));
+        };
+        let key = self.key("auth");
+        self.store.put(&key, Bytes::from("ours")).await?;
+        match stranger.put(&key, Bytes::from("a stranger's")).await {
+            Err(StorageError::Permanent { .. }) => {}
+            Err(e) if e.is_transient() => return Err(e),
+            _ => {
+                let seen = "took a write that was signed with a wrong secret";
+                return Ok(Finding::Fails(seen.to_owned()));
+            }
+        }
+        match stranger.get(&key).await {
+            Err(StorageError::Permanent { .. }) => Ok(Finding::Works),
+            Err(e) if e.is_transient() => Err(e),
+            _ => {
+                let seen = "answered a read that was signed with a wrong secret";
+                Ok(Finding::Fails(seen.to_owned()))
+            }
+        }
     }
 
     /// Part checksums, kept checksums, listing of uploads.

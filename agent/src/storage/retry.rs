@@ -159,6 +159,14 @@ impl Storage for Retry {
         self.inner.name()
     }
 
+    fn address(&self) -> Option<String> {
+        self.inner.address()
+    }
+
+    async fn stranger(&self) -> Option<Arc<dyn Storage>> {
+        self.inner.stranger().await
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StorageError> {
         self.again("get", key, || self.inner.get(key)).await
     }

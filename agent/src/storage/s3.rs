@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::SharedCredentialsProvider;
 use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::{ByteStream, DateTime, Length};
 use aws_sdk_s3::types::{
@@ -27,7 +28,7 @@ use aws_sdk_s3::types::{
 use bytes::Bytes;
 
 pub use self::connect::Settings;
-use self::connect::StoreClock;
+use self::connect::{Connection, Heard};
 use self::errors::{Failed, Failure};
 use super::{
     Body, Created, Entry, Head, Object, Part, PendingUpload, Storage, StorageError, UploadId, keys,
@@ -46,9 +47,11 @@ const BODY_LIMIT_MIN: Duration = Duration::from_secs(60);
 const BODY_BYTES_PER_S_MIN: u64 = 100_000;
 
 /// Objects in a bucket, below a prefix.
+#[derive(Clone)]
 pub struct S3 {
     client: Client,
-    clock: Arc<StoreClock>,
+    heard: Arc<Heard>,
+    credentials: Option<SharedCredentialsProvider>,
     bucket: String,
     /// Empty, or ends in a slash.
     prefix: String,
@@ -81,10 +84,15 @@ impl S3 {
             let detail = "expected a bucket of letters, digits, dots, hyphens and underscores";
             return Err(StorageError::permanent("s3://…", "open", prefix, detail));
         }
-        let (client, clock) = connect::client(settings).await;
+        let Connection {
+            client,
+            heard,
+            credentials,
+        } = connect::connect(settings).await;
         Ok(Self {
             client,
-            clock,
+            heard,
+            credentials,
             bucket: bucket.to_owned(),
             prefix: match prefix {
                 "" => String::new(),
@@ -149,7 +157,7 @@ impl S3 {
 
     fn age_s(&self, then: Option<&DateTime>) -> Option<u64> {
         let then = SystemTime::try_from(*then?).ok()?;
-        let age = self.clock.now().duration_since(then);
+        let age = self.heard.now().duration_since(then);
         Some(age.unwrap_or_default().as_secs())
     }
 }
@@ -158,6 +166,20 @@ impl S3 {
 impl Storage for S3 {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn address(&self) -> Option<String> {
+        self.heard.address()
+    }
+
+    async fn stranger(&self) -> Option<Arc<dyn Storage>> {
+        let credentials = self.credentials.as_ref()?;
+        let client = connect::stranger(&self.client, credentials).await?;
+        Some(Arc::new(Self {
+            client,
+            credentials: None,
+            ..self.clone()
+        }))
     }
 
     async fn get(&self, key: &str) -> Result<Object, StorageError> {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::faults::{Faulty, Plan, Quirks};
+use super::super::faults::{Fault, Faulty, Operation, Plan, Quirks};
 use super::super::local::Local;
 use super::super::memory::Memory;
 use super::super::{Storage, StorageError};
-use super::{Finding, Verdict, probe};
+use super::{CHECK_MAX, Finding, Verdict, probe};
 use crate::clock::BootClock;
 
 fn faulty(plan: Plan, quirks: Quirks) -> Arc<Faulty> {
@@ -17,12 +17,12 @@ fn faulty(plan: Plan, quirks: Quirks) -> Arc<Faulty> {
 
 async fn verdict(store: &Arc<Faulty>) -> Verdict {
     let store = Arc::clone(store) as Arc<dyn Storage>;
-    probe(&store, 1).await.unwrap()
+    probe(&store, 1, |_| {}).await.unwrap()
 }
 
 fn failing(verdict: &Verdict) -> Vec<&'static str> {
     let findings = verdict.findings().into_iter();
-    let failing = findings.filter(|(_, finding)| **finding != Finding::Works);
+    let failing = findings.filter(|(_, finding)| matches!(finding, Finding::Fails(_)));
     failing.map(|(name, _)| name).collect()
 }
 
@@ -37,7 +37,7 @@ async fn a_right_store_passes_and_is_left_as_it_was() {
         ),
     ];
     for (store, lacks) in stores {
-        let verdict = probe(&store, 1).await.unwrap();
+        let verdict = probe(&store, 1, |_| {}).await.unwrap();
         assert_eq!(failing(&verdict), lacks, "{verdict}");
         assert!(verdict.allows_lease(), "{verdict}");
         assert_eq!(store.list("", None, 10).await.unwrap(), []);
@@ -110,8 +110,26 @@ async fn a_store_that_does_not_answer_is_an_error_and_no_verdict() {
     let store = faulty(Plan::default(), Quirks::default());
     store.set_down(true);
     let store: Arc<dyn Storage> = store;
-    let error = probe(&store, 1).await.unwrap_err();
+    let error = probe(&store, 1, |_| {}).await.unwrap_err();
     assert!(matches!(error, StorageError::Transient { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_hangs_is_named_and_ends_in_its_time() {
+    let long = Fault::DelayBefore(CHECK_MAX * 100);
+    let store = faulty(Plan::default(), Quirks::default());
+    for _ in 0..4 {
+        store.next(Operation::BeginUpload, long);
+    }
+    let store: Arc<dyn Storage> = store;
+    let (began, mut rows) = (tokio::time::Instant::now(), Vec::new());
+    let error = probe(&store, 1, |row| rows.push(row.to_owned())).await;
+    let error = error.unwrap_err().to_string();
+    assert!(began.elapsed() <= CHECK_MAX, "{:?}", began.elapsed());
+    assert!(error.contains("check uploads: "), "{error}");
+    assert!(error.contains("no answer within 10.0 s"), "{error}");
+    // What was found before is known by then.
+    assert_eq!(rows.len(), 5, "{rows:?}");
 }
 
 #[tokio::test]
@@ -128,6 +146,7 @@ access          yes
 create-only     no: replaced what was there
 races           no: create-only does not work for one alone
 strong list     yes
+auth            unknown: there are no keys to ask with
 part checksums  yes
 kept checksums  yes
 lists uploads   yes

@@ -1,7 +1,7 @@
 //! The client and its settings: what works with every store that speaks S3. Called by `s3`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -12,10 +12,12 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_s3::config::{
-    ConfigBag, Credentials, Intercept, RequestChecksumCalculation, ResponseChecksumValidation,
-    RuntimeComponents,
+    ConfigBag, Credentials, Intercept, ProvideCredentials, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider,
 };
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
@@ -43,7 +45,14 @@ pub struct Settings {
     pub path_style: Option<bool>,
 }
 
-pub(super) async fn client(settings: Settings) -> (Client, Arc<StoreClock>) {
+/// A client, and what is known of the store besides.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) heard: Arc<Heard>,
+    pub(super) credentials: Option<SharedCredentialsProvider>,
+}
+
+pub(super) async fn connect(settings: Settings) -> Connection {
     let own_endpoint = settings.endpoint.is_some();
     let shared = loader(settings.clone()).load().await;
     let named_endpoint = |name| std::env::var(name).is_ok_and(|url| !url.is_empty());
@@ -52,15 +61,34 @@ pub(super) async fn client(settings: Settings) -> (Client, Arc<StoreClock>) {
     let told = std::env::var(PATH_STYLE_VARIABLE).ok();
     let told = told.and_then(|told| told.parse().ok());
     let path_style = settings.path_style.or(told).unwrap_or(own_endpoint);
-    let clock = Arc::new(StoreClock::default());
+    let heard = Arc::new(Heard::default());
     let config = aws_sdk_s3::config::Builder::from(&shared)
         .force_path_style(path_style)
         // Pinned here: the environment could switch them otherwise. The defaults send trailers
         // that several stores refuse; with these, a checksum is sent where we give its value.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        .interceptor(SharedClock(Arc::clone(&clock)));
-    (Client::from_conf(config.build()), clock)
+        .interceptor(Ear(Arc::clone(&heard)));
+    Connection {
+        client: Client::from_conf(config.build()),
+        heard,
+        credentials: shared.credentials_provider(),
+    }
+}
+
+/// The same client with our key's name and another secret; `None` if we have no key.
+pub(super) async fn stranger(
+    client: &Client,
+    credentials: &SharedCredentialsProvider,
+) -> Option<Client> {
+    let ours = credentials.provide_credentials().await.ok()?;
+    let token = ours.session_token().map(str::to_owned);
+    let wrong = "a secret that is not the secret of this key";
+    let wrong = Credentials::new(ours.access_key_id(), wrong, token, None, "stranger");
+    let config = client.config().to_builder();
+    Some(Client::from_conf(
+        config.credentials_provider(wrong).build(),
+    ))
 }
 
 fn loader(settings: Settings) -> ConfigLoader {
@@ -97,16 +125,23 @@ fn loader(settings: Settings) -> ConfigLoader {
     loader
 }
 
-/// The store's clock, as its answers tell it: ages do not depend on ours.
+/// What requests and answers tell besides: where the store is, and its clock, so that ages do not
+/// depend on ours.
 #[derive(Debug, Default)]
-pub(super) struct StoreClock {
+pub(super) struct Heard {
     ahead_ms: AtomicI64,
+    address: OnceLock<String>,
 }
 
 #[derive(Debug)]
-struct SharedClock(Arc<StoreClock>);
+struct Ear(Arc<Heard>);
 
-impl StoreClock {
+impl Heard {
+    /// Scheme and host of the first request.
+    pub(super) fn address(&self) -> Option<String> {
+        self.address.get().cloned()
+    }
+
     pub(super) fn now(&self) -> SystemTime {
         let ahead_ms = self.ahead_ms.load(Ordering::Relaxed);
         let ahead = Duration::from_millis(ahead_ms.unsigned_abs());
@@ -120,7 +155,7 @@ impl StoreClock {
     }
 
     /// Takes note of an answer's `Date`.
-    pub(super) fn hear(&self, date: &str) {
+    pub(super) fn hear_date(&self, date: &str) {
         let date = DateTime::from_str(date, DateTimeFormat::HttpDate);
         let (Ok(Ok(date)), Ok(ours)) = (
             date.map(|date| date.to_millis()),
@@ -133,9 +168,24 @@ impl StoreClock {
     }
 }
 
-impl Intercept for SharedClock {
+impl Intercept for Ear {
     fn name(&self) -> &'static str {
-        "StoreClock"
+        "Ear"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let uri = context.request().uri();
+        if let Some((scheme, rest)) = uri.split_once("://") {
+            let end = rest.find(['/', '?']).unwrap_or(rest.len());
+            let host = rest[..end].rsplit('@').next().unwrap_or_default();
+            self.0.address.get_or_init(|| format!("{scheme}://{host}"));
+        }
+        Ok(())
     }
 
     fn read_before_deserialization(
@@ -145,7 +195,7 @@ impl Intercept for SharedClock {
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let Some(date) = context.response().headers().get("date") {
-            self.0.hear(date);
+            self.0.hear_date(date);
         }
         Ok(())
     }

@@ -63,9 +63,10 @@ async fn a_real_server_keeps_the_suite() {
     suite::run(Arc::clone(&store), &prefix, promises).await;
 
     // The probe finds out by itself what is promised.
-    let verdict = probe(&store, fastrand::u64(..)).await.unwrap();
+    let verdict = probe(&store, fastrand::u64(..), |_| {}).await.unwrap();
     assert!(verdict.allows_lease(), "{verdict}");
     let works = |finding: &Finding| *finding == Finding::Works;
+    assert_eq!(works(&verdict.auth), promised("checks_keys"), "{verdict}");
     assert_eq!(
         works(&verdict.part_checksums),
         promises.checks_parts,
@@ -101,10 +102,40 @@ async fn a_real_server_keeps_the_suite() {
 async fn the_probe_finds_what_a_server_does() {
     let server = Server::start().await;
     let store: Arc<dyn Storage> = Arc::new(server.store().await);
-    let verdict = probe(&store, 1).await.unwrap();
+    let verdict = probe(&store, 1, |_| {}).await.unwrap();
     assert!(verdict.allows_lease(), "{verdict}");
     assert_eq!(verdict.part_checksums, Finding::Works);
+    assert_eq!(verdict.auth, Finding::Works);
+    assert_eq!(verdict.warning(), None);
     assert_eq!(store.list("", None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_look_at_signatures_is_named() {
+    let server = Server::start_open().await;
+    let store: Arc<dyn Storage> = Arc::new(server.store().await);
+    let verdict = probe(&store, 1, |_| {}).await.unwrap();
+    assert!(
+        matches!(&verdict.auth, Finding::Fails(seen) if seen.contains("a wrong secret")),
+        "{verdict}"
+    );
+    assert!(verdict.allows_lease(), "{verdict}");
+    let summary = verdict.summary();
+    assert!(summary.contains("keys keep nobody out"), "{summary}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_reached_is_named_with_its_address() {
+    let server = Server::start().await;
+    let store = server.store().await;
+    let address = server.settings().endpoint.unwrap();
+    drop(server);
+    let store: Arc<dyn Storage> = Arc::new(store);
+    let error = probe(&store, 1, |_| {}).await.unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_transient(), "{text}");
+    assert!(text.contains("check access: "), "{text}");
+    assert!(text.contains(&format!("asked {address}")), "{text}");
 }
 
 #[tokio::test]
@@ -324,12 +355,12 @@ fn limits_follow_the_size_of_a_body() {
 
 #[test]
 fn ages_are_told_by_the_clock_of_the_store() {
-    let clock = super::StoreClock::default();
-    clock.hear("Thu, 01 Jan 2015 00:00:00 GMT");
+    let clock = super::Heard::default();
+    clock.hear_date("Thu, 01 Jan 2015 00:00:00 GMT");
     let then = std::time::UNIX_EPOCH + Duration::from_secs(1_420_070_400);
     let off = clock.now().duration_since(then).unwrap();
     assert!(off < Duration::from_secs(5), "{off:?}");
-    clock.hear("no date");
+    clock.hear_date("no date");
     assert!(clock.now().duration_since(then).unwrap() < Duration::from_secs(5));
 }
 
