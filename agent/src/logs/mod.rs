@@ -136,7 +136,8 @@ impl Logs {
         })
     }
 
-    /// Begins an attempt: what comes after this belongs to it. The sink is for its trainer.
+    /// Begins an attempt, which may have begun already: what comes after this belongs to it, and of
+    /// the first in this process what came before it too. The sink is for its trainer.
     pub fn begin(&self, attempt: u32) -> Arc<dyn Sink> {
         self.queue.push(0, Input::Begin { attempt });
         Arc::new(AttemptSink {

@@ -300,6 +300,45 @@ async fn one_cursor_goes_over_attempts_and_pages_meet() {
 }
 
 #[tokio::test]
+async fn what_came_before_the_first_attempt_is_stored_with_it() {
+    let f = fixture_with(&[]);
+    for n in 0..300 {
+        f.logs.note(&format!("waiting {n:03}"));
+    }
+    assert!(f.logs.flush(PATIENCE).await);
+    assert_eq!(f.logs.next_segment(), None, "it belongs to no attempt yet");
+    assert_eq!(texts(&f.logs.tail(1)), ["waiting 299"]);
+
+    // When the lease is ours, and when the trainer starts.
+    f.logs.begin(7);
+    f.logs.note("has the lease");
+    assert!(f.logs.flush(PATIENCE).await);
+    f.logs.begin(7);
+    f.logs.note("the trainer starts");
+    assert!(f.logs.flush(PATIENCE).await);
+
+    let mut lines = Vec::new();
+    for number in 0..2 {
+        let segment = f.logs.next_segment().unwrap();
+        assert_eq!(
+            segment.key,
+            format!("logs/a0007/seg-{number:08}.ndjson.zst")
+        );
+        lines.extend(lines_of(&segment));
+        f.logs.stored(&segment.key);
+    }
+    assert_eq!(lines.len(), 1 + 256 + 2);
+    let lost = "waiting 000\n".len() * (300 - 256);
+    assert_eq!(lines[0].gap.as_ref().unwrap().bytes, lost as u64);
+    assert_eq!(lines[1].line, "waiting 044");
+    assert_eq!(lines[258].line, "the trainer starts");
+    for (line, seq) in lines.iter().zip(first_seq(7)..) {
+        assert_eq!((line.attempt, line.seq), (7, seq));
+    }
+    assert_eq!(f.logs.next_segment(), None);
+}
+
+#[tokio::test]
 async fn segments_wait_for_the_store_also_over_a_restart() {
     let f = fixture_with(&[]);
     for attempt in [1, 2] {

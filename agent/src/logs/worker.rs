@@ -1,7 +1,7 @@
 //! The thread behind [`super::Logs`]: takes bytes from the queue and leaves lines everywhere.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,9 @@ use crate::redact::Redactor;
 
 /// How often progress bars, segments and limits are looked after when nothing comes.
 const TICK: Duration = Duration::from_millis(100);
+
+/// What is kept of before the first attempt, in lines. The agent says little then.
+const EARLY_LINES_MAX: usize = 256;
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -59,6 +62,10 @@ pub(super) struct Core {
     file: Option<LogFile>,
     attempt: u32,
     next_seq: u64,
+    /// What the agent said before it had an attempt: its first segment begins with that, so that
+    /// nothing in the store belongs to no attempt, where other agents' lines would be as well.
+    early: VecDeque<Line>,
+    early_lost_bytes: u64,
 }
 
 impl Core {
@@ -70,14 +77,33 @@ impl Core {
             file: None,
             attempt: 0,
             next_seq: 0,
+            early: VecDeque::new(),
+            early_lost_bytes: 0,
         })
     }
 
-    fn begin(&mut self, attempt: u32) {
+    fn begin(&mut self, attempt: u32, now: Instant) {
+        if attempt == self.attempt {
+            return;
+        }
         self.segments.begin(attempt);
         self.attempt = attempt;
         self.next_seq = first_seq(attempt);
         self.file = None;
+        let lost_bytes = std::mem::take(&mut self.early_lost_bytes);
+        if lost_bytes > 0 {
+            let reason = "the agent had no attempt for too long";
+            self.add_gap(Source::Agent, lost_bytes, reason, now);
+        }
+        for line in std::mem::take(&mut self.early) {
+            let line = Line {
+                seq: self.next_seq,
+                attempt,
+                ..line
+            };
+            self.next_seq += 1;
+            self.segments.push(&line, now);
+        }
     }
 
     /// Numbers a line and puts it into file, ring and segment.
@@ -100,7 +126,16 @@ impl Core {
         {
             self.file = None;
         }
-        self.segments.push(&line, now);
+        if self.attempt == 0 {
+            self.early.push_back(line.clone());
+            if self.early.len() > EARLY_LINES_MAX
+                && let Some(oldest) = self.early.pop_front()
+            {
+                self.early_lost_bytes += oldest.line.len() as u64 + 1;
+            }
+        } else {
+            self.segments.push(&line, now);
+        }
         self.ring.push(line);
     }
 
@@ -193,7 +228,7 @@ impl Worker {
         match input {
             Input::Begin { attempt } => {
                 self.end_all(now);
-                self.with_core(|core| core.begin(attempt));
+                self.with_core(|core| core.begin(attempt, now));
             }
             Input::Output {
                 attempt,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::controls::{last_key, read_controls};
+use super::output::{last_attempt, ship};
 use super::{
     Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
 };
@@ -16,7 +17,6 @@ use crate::job::{
     BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
 };
 use crate::lease::{self, Claimant, Look, Standing, Terms};
-use crate::logs::Logs;
 use crate::state::{
     Beat, Claim, Event, Fault, LeaseMode, Level, Published, Reason, Restored, Sight, Verdict,
 };
@@ -30,7 +30,6 @@ const REQUEST_MAX: Duration = Duration::from_secs(10);
 const RECORD_MAX: Duration = Duration::from_secs(10);
 /// Bringing what there is of the output to the store.
 const LOGS_MAX: Duration = Duration::from_secs(25);
-const LISTED_MAX: usize = 100_000;
 /// What is swept is a day old; how much later does not matter.
 const SWEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
@@ -244,6 +243,10 @@ impl Executor {
                 let base = lease.base();
                 self.parent = base;
                 self.beats = 0;
+                // From here on our lines go to the store, under a number that nobody else has.
+                if self.child.is_none() {
+                    self.logs.begin(self.attempt + 1);
+                }
                 self.lease = Some(lease.record);
                 Ok(Claim::Ours {
                     epoch,
@@ -558,27 +561,4 @@ async fn upload(
         done.close(&**store).await?;
     }
     outcome
-}
-
-/// Brings segments to the store, oldest first.
-async fn ship(store: &dyn Storage, job: &Job, logs: &Logs, last: bool) -> Result<(), StorageError> {
-    if last {
-        logs.flush(Duration::from_secs(2)).await;
-    }
-    while let Some(segment) = logs.next_segment() {
-        let key = format!("{}{}", job.prefix(), segment.key);
-        // One that is there already is our own, of a try whose answer was lost.
-        store.create(&key, segment.bytes.into()).await?;
-        logs.stored(&segment.key);
-    }
-    Ok(())
-}
-
-/// The highest attempt that has left output in the store.
-async fn last_attempt(store: &dyn Storage, job: &Job) -> Result<u32, StorageError> {
-    let listed = store.list(&job.logs(), None, LISTED_MAX).await?;
-    let attempts = listed
-        .iter()
-        .filter_map(|entry| job.parse_log_segment(&entry.key));
-    Ok(attempts.map(|(attempt, _)| attempt).max().unwrap_or(0))
 }

@@ -5,6 +5,7 @@
 //! down is a message as well. The loop itself never waits for the store.
 
 mod controls;
+mod output;
 mod asks;
 mod local;
 mod trainer;

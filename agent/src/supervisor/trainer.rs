@@ -209,12 +209,8 @@ pub(super) fn started(
 ) {
     match result {
         Ok(pid) => {
-            let attempt = state.counts.attempts;
-            say(
-                todo,
-                Level::Info,
-                format!("attempt {attempt}: the trainer is process {pid}"),
-            );
+            let text = format!("the trainer is process {pid}");
+            say(todo, Level::Info, text);
         }
         Err(fault) => {
             state.trainer = Trainer::Absent {
