@@ -7,7 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Moment;
 use crate::logs::Line;
+use crate::redact::Redactor;
 use crate::state::{Lease, Reason, Risk, Stage, State, StopReason, Trainer};
+
+#[cfg(test)]
+mod tests;
 
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -70,7 +74,7 @@ pub fn phase(state: &State) -> Phase {
     }
 }
 
-/// The status as JSON, not yet redacted.
+/// The status as JSON, not yet redacted: see [`redact`].
 pub fn build(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
     let Phase { phase, status } = phase(state);
     let mut root = Map::new();
@@ -90,14 +94,20 @@ pub fn build(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
         set("logs_next", json!(last.seq));
     }
     set("lease", lease(state, extra, now));
-    set("checkpoint", checkpoint(state));
+    set("checkpoint", checkpoint(state, now));
     set("attempt", json!(extra.attempt));
     set("preemptions", json!(state.counts.preemptions));
     set("restarts", json!(state.counts.crashes));
-    set(
-        "timestamps",
-        json!({"started": extra.started_at, "updated": extra.written_at}),
-    );
+    let over = state
+        .ending
+        .as_ref()
+        .is_some_and(|ending| ending.stage >= Stage::Status);
+    let times = [
+        ("started", json!(extra.started_at)),
+        ("updated", json!(extra.written_at)),
+        ("ended", json!(over.then_some(extra.written_at))),
+    ];
+    set("timestamps", object(times));
     if let Some(ending) = &state.ending {
         let exit = ending.reason.exit_status();
         set("reason", json!(ending.reason.code()));
@@ -151,15 +161,17 @@ fn lease(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
     ])
 }
 
-fn checkpoint(state: &State) -> Value {
+fn checkpoint(state: &State, now: Moment) -> Value {
     let it = &state.checkpoints;
     let at_risk = state
         .progress
         .step
         .map(|step| step.saturating_sub(it.published.unwrap_or(0)));
     let uploading = it.upload.as_ref().map(|upload| upload.step);
+    let age = it.published_at.map(|at| now.since(at).as_secs_f64());
     object([
         ("step", json!(it.published)),
+        ("age_seconds", json!(age)),
         ("local_step", json!(it.local)),
         ("uploading_step", json!(uploading)),
         ("steps_at_risk", json!(at_risk)),
@@ -175,6 +187,17 @@ fn tail(lines: &[Line]) -> Value {
     let mut texts: Vec<&str> = newest.map(|line| line.line.as_str()).collect();
     texts.reverse();
     json!(texts)
+}
+
+/// Masks secrets in every text of the status. Not in the status as one text: there a secret with a
+/// quotation mark would be spelled differently.
+pub fn redact(status: &mut Value, redactor: &Redactor) {
+    match status {
+        Value::String(text) => *text = redactor.redact(text).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(|it| redact(it, redactor)),
+        Value::Object(fields) => fields.values_mut().for_each(|it| redact(it, redactor)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// An object of those fields that are there.

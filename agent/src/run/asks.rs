@@ -414,13 +414,14 @@ impl Executor {
             lines: &lines,
             holder: &self.options.holder.agent,
         };
+        let mut status = status::build(&self.state, &extra, now);
+        status::redact(&mut status, &self.options.redactor);
         let envelope = StatusEnvelope {
             version: VERSION,
             epoch: self.state.epoch().unwrap_or(0),
-            status: status::build(&self.state, &extra, now),
+            status,
         };
         let text = serde_json::to_string(&envelope).expect("a status holds only JSON");
-        let text = self.options.redactor.redact(&text).into_owned();
         let options = Arc::clone(&self.options);
         let work = async move {
             let key = options.job.status();
