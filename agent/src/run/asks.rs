@@ -368,7 +368,8 @@ impl Executor {
             step,
             result: Err(fault(true, &"cancelled")),
         });
-        self.publishing = Some(self.spawn(work, Some(cancelled)));
+        let threads = self.quiet.handle();
+        self.publishing = Some(self.spawn_on(threads, work, Some(cancelled)));
     }
 
     /// Removes what the policy does not keep and, now and then, what was never finished.

@@ -8,6 +8,7 @@ mod controls;
 mod output;
 mod asks;
 mod local;
+mod quiet;
 mod trainer;
 
 use std::io::Write as _;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::RunDir;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -32,6 +34,7 @@ use crate::state::{Action, Event, Fault, Level, Settings, State};
 use crate::storage::Storage;
 use crate::supervisor::step;
 pub use local::Local;
+use quiet::Quiet;
 #[cfg(test)]
 pub(crate) use trainer::newest_whole;
 pub use trainer::{command_line, find_program};
@@ -129,6 +132,7 @@ pub(crate) struct Executor {
     local: Local,
     logs: Arc<Logs>,
     tell: mpsc::UnboundedSender<Message>,
+    quiet: Quiet,
     permit: Arc<Permit>,
     events: Events,
     found: Checkpoints,
@@ -187,7 +191,8 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
     );
     let logs = logs.map_err(Error::machine(options.run_dir.logs().display().to_string()))?;
     let (tell, mut messages) = mpsc::unbounded_channel();
-    let mut executor = Executor::new(options, local, logs, tell);
+    let quiet = Quiet::start().map_err(Error::machine("threads"))?;
+    let mut executor = Executor::new(options, local, logs, tell, quiet);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -218,6 +223,7 @@ impl Executor {
         local: Local,
         logs: Logs,
         tell: mpsc::UnboundedSender<Message>,
+        quiet: Quiet,
     ) -> Self {
         let run_dir = options.run_dir.clone();
         let state = State::new(options.settings.clone(), options.clock.now());
@@ -226,6 +232,7 @@ impl Executor {
             local,
             logs: Arc::new(logs),
             tell,
+            quiet,
             permit: Arc::new(Permit {
                 clock: Arc::clone(&options.clock),
                 until: Mutex::default(),
@@ -309,7 +316,16 @@ impl Executor {
         work: impl Future<Output = Message> + Send + 'static,
         cancelled: Option<Message>,
     ) -> tokio::task::AbortHandle {
-        let task = tokio::spawn(work);
+        self.spawn_on(&Handle::current(), work, cancelled)
+    }
+
+    fn spawn_on(
+        &self,
+        threads: &Handle,
+        work: impl Future<Output = Message> + Send + 'static,
+        cancelled: Option<Message>,
+    ) -> tokio::task::AbortHandle {
+        let task = threads.spawn(work);
         let abort = task.abort_handle();
         let tell = self.tell.clone();
         tokio::spawn(async move {

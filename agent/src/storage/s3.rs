@@ -5,6 +5,7 @@
 //! file as they are sent, so memory stays flat; each carries the CRC-64/NVME that the caller
 //! computed, the one checksum that stores keep of a whole object however it was sent.
 
+mod buffers;
 mod connect;
 mod errors;
 #[cfg(test)]
@@ -21,12 +22,13 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::SharedCredentialsProvider;
 use aws_sdk_s3::error::SdkError;
-use aws_sdk_s3::primitives::{ByteStream, DateTime, Length};
+use aws_sdk_s3::primitives::{ByteStream, ByteStreamError, DateTime, Length};
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart,
 };
 use bytes::Bytes;
 
+use self::buffers::Buffers;
 pub use self::connect::Settings;
 use self::connect::{Connection, Heard};
 use self::errors::{Failed, Failure};
@@ -38,6 +40,8 @@ use super::{
 const PAGE_KEYS_MAX: usize = 1_000;
 /// What is read of a file at once: each read is a trip to another thread.
 const READ_BYTES: usize = 128 << 10;
+/// Memory that is set aside for an answer by what its head says of its length.
+const RECEIVE_BYTES_MAX: u64 = 16 << 20;
 /// A request without a body to speak of.
 const SMALL_LIMIT: Duration = Duration::from_secs(30);
 /// Putting thousands of parts together takes minutes in some stores.
@@ -51,6 +55,7 @@ const BODY_BYTES_PER_S_MIN: u64 = 100_000;
 pub struct S3 {
     client: Client,
     heard: Arc<Heard>,
+    buffers: Buffers,
     credentials: Option<SharedCredentialsProvider>,
     bucket: String,
     /// Empty, or ends in a slash.
@@ -92,6 +97,7 @@ impl S3 {
         Ok(Self {
             client,
             heard,
+            buffers: Buffers::default(),
             credentials,
             bucket: bucket.to_owned(),
             prefix: match prefix {
@@ -125,10 +131,20 @@ impl S3 {
         }
     }
 
-    /// All of a body that comes in, cut short at its limit.
-    async fn receive(&self, limit: Duration, body: ByteStream) -> Result<Bytes, Failed> {
-        match tokio::time::timeout(limit, body.collect()).await {
-            Ok(body) => Ok(body.map_err(|e| Failed::cut(&e))?.into_bytes()),
+    /// All of a body that comes in, of which so many bytes are expected, cut short at the limit for
+    /// them. Each piece is put where it belongs as it comes: a body is in memory once.
+    async fn receive(&self, bytes: u64, mut body: ByteStream) -> Result<Bytes, Failed> {
+        let expected = usize::try_from(bytes.min(RECEIVE_BYTES_MAX)).expect("bounded just now");
+        let mut received = self.buffers.lend(expected);
+        let collect = async {
+            while let Some(piece) = body.try_next().await? {
+                received.extend(&piece);
+            }
+            Ok(Bytes::from_owner(received))
+        };
+        let limit = body_limit(bytes);
+        match tokio::time::timeout(limit, collect).await {
+            Ok(body) => body.map_err(|e: ByteStreamError| Failed::cut(&e)),
             Err(_) => Err(Failed::silent(limit)),
         }
     }
@@ -188,8 +204,8 @@ impl Storage for S3 {
         let got = self.send(SMALL_LIMIT, request.send()).await;
         let got = got.map_err(|e| self.told("get", key, e))?;
         let tag = tag(got.e_tag());
-        let limit = body_limit(got.content_length().unwrap_or(0).unsigned_abs());
-        let bytes = self.receive(limit, got.body).await;
+        let bytes = got.content_length().unwrap_or(0).unsigned_abs();
+        let bytes = self.receive(bytes, got.body).await;
         let bytes = bytes.map_err(|e| self.told("get", key, e))?;
         Ok(Object { bytes, tag })
     }
@@ -210,7 +226,7 @@ impl Storage for S3 {
         };
         // A store that ignores ranges sends all of it: that is not what was asked.
         let whole = got.content_range().is_none() && range.start > 0;
-        let bytes = self.receive(limit, got.body).await;
+        let bytes = self.receive(range.end - range.start, got.body).await;
         let bytes = bytes.map_err(|e| self.told("get", key, e))?;
         if whole || bytes.len() as u64 > range.end - range.start {
             let detail = format!("asked for {range:?}, got {} bytes", bytes.len());
