@@ -305,6 +305,7 @@ impl Executor {
             Level::Error => "error: ",
         };
         for line in text.lines() {
+            let mark = if line.starts_with("hint: ") { "" } else { mark };
             self.logs.note(&format!("{PREFIX}{mark}{line}"));
         }
     }
