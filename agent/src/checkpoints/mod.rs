@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::job::requests::{Backoff, bounded};
-use crate::job::{CommitId, JobError};
+use crate::job::{CommitId, Job, JobError};
 use crate::storage::retry::{self, Retry};
-use crate::storage::{Storage, StorageError};
+use crate::storage::{PendingUpload, Storage, StorageError};
 
 /// The longest that one small request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
@@ -142,6 +142,15 @@ fn steady(store: &Arc<dyn Storage>, transfer: &Transfer) -> Retry {
     // Many agents of one store should not come back from an outage in step.
     let policy = retry::Policy::until(transfer.deadline);
     Retry::new(Arc::clone(store), policy, fastrand::u64(..))
+}
+
+/// Unfinished uploads of a job's files. None where the store cannot list them, or may not tell us:
+/// they end by its own rules.
+async fn unfinished(store: &Retry, job: &Job) -> Result<Vec<PendingUpload>, CheckpointError> {
+    match store.list_uploads(&job.all_data()).await {
+        Err(StorageError::Permanent { .. }) => Ok(Vec::new()),
+        listed => Ok(listed?),
+    }
 }
 
 /// Deletes an object. The permit is asked before every try.

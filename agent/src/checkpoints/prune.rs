@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::history::{Line, commit_ids, read_commit, read_commits};
-use super::{CheckpointError, Permit, Transfer, delete, steady};
+use super::{CheckpointError, Permit, Transfer, delete, steady, unfinished};
 use crate::job::{CommitId, Job, Nonce, list_all};
 use crate::storage::retry::Retry;
 use crate::storage::{Entry, Storage};
@@ -182,7 +182,7 @@ pub async fn sweep(
             swept.bytes += entry.bytes;
         }
     }
-    for pending in retrying.list_uploads(&job.all_data()).await? {
+    for pending in unfinished(&retrying, job).await? {
         let ours = job.parse_data(&pending.key);
         let Some((id, nonce, _)) = ours else { continue };
         if in_flight == Some(&nonce) || !old(id.epoch, pending.age_s) {

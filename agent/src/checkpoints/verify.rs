@@ -9,7 +9,7 @@ use super::history::{Line, commit_ids, read_commits};
 use super::prune::unnamed;
 use super::restore::examine;
 use super::stage::hexadecimal;
-use super::{CheckpointError, Finding, Transfer, history, steady};
+use super::{CheckpointError, Finding, Transfer, history, steady, unfinished};
 use crate::job::{
     BeatRecord, CommitFile, CommitId, CommitRecord, FinalRecord, Job, JobError, LeaseKey, Nonce,
     ReleasedRecord, list_all, read,
@@ -96,7 +96,7 @@ pub async fn verify(
         report.unnamed_files += 1;
         report.unnamed_bytes += entry.bytes;
     }
-    report.unfinished_uploads = retrying.list_uploads(&job.all_data()).await?.len();
+    report.unfinished_uploads = unfinished(&retrying, job).await?.len();
     report.problems.sort_unstable();
     report.problems.dedup();
     Ok(report)
