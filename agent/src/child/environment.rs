@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::redact;
 
+/// The variable that names where a trainer writes its checkpoints.
+pub(super) const CHECKPOINTS: &str = "AGENT_CKPT_DIR";
+
 /// The rule for a trainer's environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -32,7 +35,7 @@ impl Environment {
             ("AGENT_JOB_ID", OsString::from(job)),
             ("AGENT_ATTEMPT", attempt.to_string().into()),
             ("AGENT_EPOCH", epoch.to_string().into()),
-            ("AGENT_CKPT_DIR", checkpoints.into()),
+            (CHECKPOINTS, checkpoints.into()),
             ("AGENT_RESUME_FROM", resume_from.unwrap_or_default()),
             ("TORCHELASTIC_ERROR_FILE", error_file.into()),
             // A Python trainer's lines come as they are printed, not in blocks of 8 KiB.

@@ -4,14 +4,17 @@
 //! What escapes: a process that has left the session, lost its parents *and* wiped its environment.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
-use super::Survivors;
+use super::{Survivors, environment};
 
 /// The environment variable that marks a trainer and its descendants.
 pub const MARK: &str = "AGENT_TRAINER_MARK";
@@ -84,15 +87,16 @@ pub fn members(leader: u32, mark: &str) -> io::Result<Vec<u32>> {
     Ok(with_descendants(&processes, belongs))
 }
 
-/// The living processes of a former agent's trainer for `job`: an agent that starts again on the
-/// same machine kills them before it trains.
+/// The living processes of a former agent's trainer that writes to these `checkpoints`: an agent
+/// that has the run directory for itself kills them before it trains. The job's name would not do:
+/// another agent of this machine may be its holder.
 ///
 /// # Errors
 /// If `/proc` cannot be read.
-pub fn left_over(job: &str) -> io::Result<Vec<u32>> {
+pub fn left_over(checkpoints: &Path) -> io::Result<Vec<u32>> {
     let processes = processes()?;
     let mut above = BTreeSet::from([std::process::id()]);
-    // An agent started by a trainer of the same job would find its own ancestors.
+    // An agent started by a trainer of the same directory would find its own ancestors.
     while let Some(process) = processes
         .iter()
         .find(|process| above.contains(&process.pid) && !above.contains(&process.parent))
@@ -101,7 +105,7 @@ pub fn left_over(job: &str) -> io::Result<Vec<u32>> {
     }
     let marked = |process: &Process| {
         !above.contains(&process.pid)
-            && has_in_environment(process.pid, "AGENT_JOB_ID", job)
+            && has_in_environment(process.pid, environment::CHECKPOINTS, checkpoints)
             && environment_value(process.pid, MARK).is_some()
     };
     let mut found = with_descendants(&processes, marked);
@@ -109,12 +113,12 @@ pub fn left_over(job: &str) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Kills a former agent's trainer for `job` and returns when none of it is left.
+/// Kills a former agent's trainer of these `checkpoints` and returns when none of it is left.
 ///
 /// # Errors
 /// [`Survivors`] if some are still there after `limit`.
-pub async fn kill_left_over(job: &str, limit: Duration) -> Result<(), Survivors> {
-    kill_found(|| left_over(job), limit).await
+pub async fn kill_left_over(checkpoints: &Path, limit: Duration) -> Result<(), Survivors> {
+    kill_found(|| left_over(checkpoints), limit).await
 }
 
 /// Sends a signal to each; returns how many were there to get it.
@@ -194,8 +198,8 @@ fn with_descendants(processes: &[Process], belongs: impl Fn(&Process) -> bool) -
     found.into_iter().filter(living).collect()
 }
 
-fn has_in_environment(pid: u32, name: &str, value: &str) -> bool {
-    environment_value(pid, name).is_some_and(|found| found == value.as_bytes())
+fn has_in_environment(pid: u32, name: &str, value: impl AsRef<OsStr>) -> bool {
+    environment_value(pid, name).is_some_and(|found| found == value.as_ref().as_bytes())
 }
 
 /// A variable of another process as it was when that started; `None` if it is not ours to read.

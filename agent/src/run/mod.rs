@@ -174,10 +174,11 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
         return Ok(ExitStatus::NotOurs);
     };
     reaper::start().map_err(Error::machine("reaper"))?;
-    if let Err(survivors) = group::kill_left_over(options.job.id(), LEFT_OVER_MAX).await {
+    let checkpoints = options.run_dir.checkpoints();
+    if let Err(survivors) = group::kill_left_over(&checkpoints, LEFT_OVER_MAX).await {
         let what = format!(
             "a former trainer of {} lives: {survivors}",
-            options.job.id()
+            options.run_dir.root().display()
         );
         return Err(Error::Bad(what));
     }

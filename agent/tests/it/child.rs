@@ -167,8 +167,8 @@ async fn plays_an_agent() {
         return;
     };
     let mut command = script("sleep 1000 & echo $!; wait");
-    let job = std::env::var_os("TEST_AGENT_JOB").unwrap();
-    command.env.set.push(("AGENT_JOB_ID".into(), job));
+    let checkpoints = std::env::var_os("TEST_AGENT_CHECKPOINTS").unwrap();
+    command.env.set.push(("AGENT_CKPT_DIR".into(), checkpoints));
     let (child, heard) = spawn(&command);
     let helper = pids(&heard, 1)[0];
     std::fs::write(&pid_file, format!("{} {helper}.", child.pid())).unwrap();
@@ -179,11 +179,11 @@ async fn plays_an_agent() {
 async fn a_killed_agent_takes_its_trainer_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let pid_file = dir.path().join("pid");
-    let job = format!("killed-{}", std::process::id());
+    let checkpoints = dir.path().join("checkpoints");
     let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child::plays_an_agent"])
         .env("TEST_AGENT_PID_FILE", &pid_file)
-        .env("TEST_AGENT_JOB", &job)
+        .env("TEST_AGENT_CHECKPOINTS", &checkpoints)
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -197,25 +197,27 @@ async fn a_killed_agent_takes_its_trainer_with_it() {
     agent.wait().unwrap();
     wait_until("the trainer is gone", || !is_alive(trainer));
     // What the trainer had started is not told by the kernel; the next agent looks for it.
-    group::kill_left_over(&job, PATIENCE).await.unwrap();
+    group::kill_left_over(&checkpoints, PATIENCE).await.unwrap();
     assert!(!is_alive(helper));
 }
 
 #[tokio::test]
 async fn a_former_agents_trainer_is_found_and_killed() {
-    let job = format!("left-over-{}", std::process::id());
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoints = dir.path().join("checkpoints");
     let mut command = script("sleep 1000 & echo $!; wait");
-    command
-        .env
-        .set
-        .push(("AGENT_JOB_ID".into(), job.clone().into()));
+    let set = &mut command.env.set;
+    set.push(("AGENT_JOB_ID".into(), "job".into()));
+    set.push(("AGENT_CKPT_DIR".into(), checkpoints.clone().into()));
     let (child, heard) = spawn(&command);
     let helper = pids(&heard, 1)[0];
-    let mut found = group::left_over(&job).unwrap();
+    let mut found = group::left_over(&checkpoints).unwrap();
     found.sort_unstable();
     assert_eq!(found, [child.pid(), helper]);
-    assert!(group::left_over("another job").unwrap().is_empty());
-    group::kill_left_over(&job, PATIENCE).await.unwrap();
+    // The same job's trainer of another agent on this machine, which may well hold the lease.
+    let others = dir.path().join("other/checkpoints");
+    assert!(group::left_over(&others).unwrap().is_empty());
+    group::kill_left_over(&checkpoints, PATIENCE).await.unwrap();
     assert!(!is_alive(helper));
 }
 
