@@ -78,13 +78,31 @@ pub(crate) fn processes() -> io::Result<Vec<Process>> {
 /// If `/proc` cannot be read.
 pub fn members(leader: u32, mark: &str) -> io::Result<Vec<u32>> {
     let processes = processes()?;
+    let own_session = session_of_orphans_parent(&processes);
     let belongs = |process: &Process| {
         process.pid == leader
             || process.group == leader
             || process.session == leader
             || has_in_environment(process.pid, MARK, mark)
+            || own_session.is_some_and(|session| is_disowned(process, session))
     };
     Ok(with_descendants(&processes, belongs))
+}
+
+/// Our session, if those that become our children by their parents' death were started by a
+/// trainer: the first process of a container inherits everybody's.
+fn session_of_orphans_parent(processes: &[Process]) -> Option<u32> {
+    let own = processes.iter().find(|p| p.pid == std::process::id());
+    own.filter(|own| own.pid != 1).map(|own| own.session)
+}
+
+/// Whether it is an orphan that has left its session, its group and its environment behind. A
+/// trainer is in a session of its own and nobody comes back from there; what we start ourselves is
+/// in our session until it carries a mark.
+fn is_disowned(process: &Process, own_session: u32) -> bool {
+    process.parent == std::process::id()
+        && process.session != own_session
+        && environment_value(process.pid, MARK).is_none()
 }
 
 /// The living processes of a former agent's trainer that writes to these `checkpoints`: an agent
