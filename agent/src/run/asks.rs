@@ -105,9 +105,11 @@ impl Executor {
     pub(super) fn probe(&mut self) {
         let options = Arc::clone(&self.options);
         let logs = Arc::clone(&self.logs);
+        let limit = PROBE_MAX.min(options.settings.store_patience);
         let work = async move {
-            let verdict = match probe::probe(&options.store, fastrand::u64(..), |_| {}).await {
-                Ok(found) => {
+            let probing = probe::probe(&options.store, fastrand::u64(..), |_| {});
+            let verdict = match timeout(limit, probing).await {
+                Ok(Ok(found)) => {
                     if let Some(warning) = found.warning() {
                         logs.note(&format!("{PREFIX}warning: {warning}"));
                     }
@@ -116,7 +118,8 @@ impl Executor {
                         Some(why) => Verdict::NoLeases(why),
                     })
                 }
-                Err(error) => Err(fault(error.is_transient(), &error)),
+                Ok(Err(error)) => Err(fault(error.is_transient(), &error)),
+                Err(_) => Err(fault(true, &"the store does not answer")),
             };
             Message::Event(Event::Probed(verdict))
         };
