@@ -66,6 +66,12 @@ pub(crate) fn build(program: &str) -> PathBuf {
     folder.join(program)
 }
 
+/// The dataset cache that all tests share.
+pub(crate) fn cache() -> &'static Path {
+    static CACHE: OnceLock<TempDir> = OnceLock::new();
+    CACHE.get_or_init(|| tempfile::tempdir().unwrap()).path()
+}
+
 /// A directory to run in, with an `out_dir` inside.
 pub(crate) struct Scene {
     dir: TempDir,
@@ -86,15 +92,13 @@ impl Scene {
         RunDir::new(self.path().join("out"))
     }
 
-    /// The trainer with these words, not started. All tests share one dataset cache.
+    /// The trainer with these words, not started.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        static CACHE: OnceLock<TempDir> = OnceLock::new();
-        let cache = CACHE.get_or_init(|| tempfile::tempdir().unwrap());
         let mut command = Command::new(trainer());
         command
             .args(words)
             .current_dir(self.path())
-            .env("ANNEAL_CACHE", cache.path())
+            .env("ANNEAL_CACHE", cache())
             .env_remove("ANNEAL_DATA")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
