@@ -46,7 +46,8 @@ pub(crate) fn build(program: &str) -> PathBuf {
     folder.pop();
     folder.pop();
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", program, "--bin", program]);
+    // With the features of the workspace, as in the README: one build serves both.
+    build.args(["build", "--quiet", "--workspace", "--bin", program]);
     if folder.ends_with("release") {
         build.arg("--release");
     }

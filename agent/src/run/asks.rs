@@ -105,7 +105,7 @@ impl Executor {
     pub(super) fn probe(&mut self) {
         let options = Arc::clone(&self.options);
         let logs = Arc::clone(&self.logs);
-        let limit = PROBE_MAX.min(options.settings.store_patience);
+        let limit = options.settings.store_patience;
         let work = async move {
             let probing = probe::probe(&options.store, fastrand::u64(..), |_| {});
             let verdict = match timeout(limit, probing).await {

@@ -34,7 +34,7 @@ use crate::state::{Action, Event, Fault, Level, Settings, State};
 use crate::storage::Storage;
 use crate::supervisor::step;
 pub use local::Local;
-use quiet::Quiet;
+pub(crate) use quiet::Quiet;
 #[cfg(test)]
 pub(crate) use trainer::newest_whole;
 pub use trainer::{command_line, find_program};

@@ -9,7 +9,15 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// How far they give way: a busy trainer gets nine times their share of a processor.
 const NICE: i32 = 10;
 
-pub(super) struct Quiet(Option<Runtime>);
+pub(crate) struct Quiet(Threads);
+
+enum Threads {
+    /// `None` once they are being stopped.
+    Own(Option<Runtime>),
+    /// The caller's, where all must run in one order.
+    #[cfg(test)]
+    Callers(Handle),
+}
 
 impl Quiet {
     /// # Errors
@@ -26,20 +34,38 @@ impl Quiet {
             })
             .enable_all()
             .build()?;
-        Ok(Self(Some(runtime)))
+        Ok(Self(Threads::Own(Some(runtime))))
+    }
+
+    /// No threads but those of the runtime that the caller is in.
+    #[cfg(test)]
+    pub(crate) fn here() -> Self {
+        Self(Threads::Callers(Handle::current()))
     }
 
     pub(super) fn handle(&self) -> &Handle {
-        let runtime = self.0.as_ref().expect("taken only when this is dropped");
-        runtime.handle()
+        match &self.0 {
+            Threads::Own(runtime) => runtime
+                .as_ref()
+                .expect("taken only when this is dropped")
+                .handle(),
+            #[cfg(test)]
+            Threads::Callers(handle) => handle,
+        }
     }
 }
 
 impl Drop for Quiet {
     fn drop(&mut self) {
         // What still waits for a store there does not hold the end up.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+        match &mut self.0 {
+            Threads::Own(runtime) => {
+                if let Some(runtime) = runtime.take() {
+                    runtime.shutdown_background();
+                }
+            }
+            #[cfg(test)]
+            Threads::Callers(_) => {}
         }
     }
 }

@@ -165,7 +165,7 @@ keys! {
         engine: String = "auto".into(),
             "what computes the model; auto is the fused engine, candle the readable one";
         recompute: String = "auto".into(),
-            "what backward computes again: none, gelu (and LayerNorm), block; auto: what memory asks";
+            "what backward computes again: none, gelu (and LayerNorm), block; auto: as memory asks";
         threads: usize = 0,
             "CPU threads; 0 means all cores";
         progress: String = "auto".into(),

@@ -22,7 +22,7 @@ use crate::job::{Holder, Nonce};
 use crate::lease;
 use crate::logs::{Console, Logs};
 use crate::redact::Redactor;
-use crate::run::{Executor, Local, Options};
+use crate::run::{Executor, Local, Options, Quiet};
 use crate::storage::Storage;
 use crate::storage::faults::{Faulty, Quirks};
 use crate::storage::memory::Memory;
@@ -319,7 +319,7 @@ impl World {
         self.truth
             .note(|| format!("machine {machine} starts agent {who}"));
         let (orders, hears) = mpsc::unbounded_channel();
-        let make = |tell| Executor::new(options, local, logs, tell);
+        let make = |tell| Executor::new(options, local, logs, tell, Quiet::here());
         let process = Process::new(place, make, hears, self.seed ^ who as u64);
         let exits = self.exits.clone();
         let task = tokio::spawn(async move {

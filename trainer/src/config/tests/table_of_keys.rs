@@ -164,9 +164,8 @@ fn help_lists_every_key_within_its_width() {
                                                                fused engine, candle the readable one
                                                                (auto, fused, candle)
           --recompute                    str    "auto"         what backward computes again: none,
-                                                               gelu (and LayerNorm), block; auto:
-                                                               what memory asks (auto, none, gelu,
-                                                               block)
+                                                               gelu (and LayerNorm), block; auto: as
+                                                               memory asks (auto, none, gelu, block)
           --threads                      int    0              CPU threads; 0 means all cores
           --progress                     str    "auto"         show a bar, or nanoGPT's log lines;
                                                                auto is a bar on a terminal (auto,
