@@ -54,6 +54,18 @@ pub fn configure(threads: usize) {
     }
 }
 
+/// Gives back to the system what was freed, and `configure` made the heap keep.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "the allocator's settings are a C interface")]
+        // SAFETY: malloc_trim touches nothing that is in use.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
 /// Memory this process may still take, bytes: what the kernel has available, or what the cgroup's
 /// limit leaves, whichever is less. `None` where neither can be read.
 pub fn memory_available() -> Option<u64> {

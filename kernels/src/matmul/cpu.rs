@@ -166,10 +166,12 @@ impl Epilogue for Add<'_> {
         add_to(&mut block, self.bias, self.residual);
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn addend(&self) -> Option<&[f32]> {
         self.residual
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn apply_after_addend(&self, mut block: Block<'_>) {
         if self.bias.is_some() {
             add_to(&mut block, self.bias, None);

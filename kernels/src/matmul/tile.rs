@@ -133,11 +133,13 @@ pub(super) trait Epilogue: Sync {
     fn apply(&self, block: Block<'_>);
 
     /// What it adds first, of the result's shape, where that can be done with the last sum.
+    #[cfg(target_arch = "x86_64")]
     fn addend(&self) -> Option<&[f32]> {
         None
     }
 
     /// What is left to do where the addend was added.
+    #[cfg(target_arch = "x86_64")]
     fn apply_after_addend(&self, block: Block<'_>) {
         self.apply(block);
     }

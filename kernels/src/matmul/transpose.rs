@@ -1,6 +1,9 @@
 //! The transpose of a block of a matrix, which `tile.rs` takes where a product's operand lies the
 //! wrong way round: a square as wide as a register at a time.
-#![expect(unsafe_code, reason = "vector instructions on pointers")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector instructions on pointers")
+)]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::data::Batch;
 use crate::error::Result;
+use crate::machine;
 use crate::model::{ModelConfig, NamedTensor};
 use crate::philox::{Philox, Stream};
 
@@ -57,6 +58,7 @@ impl CpuEngine {
         for (tensor, place) in model.initialise(hyper.seed).iter().zip(&layout.places) {
             parameters[place.clone()].copy_from_slice(&tensor.data);
         }
+        machine::release_freed_memory();
         Self {
             model: model.clone(),
             hyper,
