@@ -45,6 +45,10 @@ pub enum Event {
         /// The step of the checkpoint this process continues from.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resumed_from: Option<u64>,
+        /// What the time from the process's start to this event went to, milliseconds by stage, in
+        /// their order: `process`, `device`, `data`, `engine`, `checkpoint`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        startup_ms: Vec<(String, f64)>,
     },
     /// What the trainer is busy with from now on. Each phase has its own patience.
     Phase { phase: Phase },

@@ -21,14 +21,11 @@ pub fn losses(
 ) -> Result<Option<Losses>> {
     let mut means = [0.0; 2];
     for (mean, split) in means.iter_mut().zip([Split::Train, Split::Val]) {
-        let mut sum = 0.0;
-        for batch in loader.eval_batches(split, eval_iters) {
-            if stop() {
-                return Ok(None);
-            }
-            sum += engine.loss(&batch)?;
-        }
-        *mean = sum / eval_iters as f64;
+        let mut batches = loader.eval_batches(split, eval_iters);
+        let Some(loss) = engine.mean_loss(&mut batches, stop)? else {
+            return Ok(None);
+        };
+        *mean = loss;
     }
     Ok(Some(Losses {
         train: means[0],

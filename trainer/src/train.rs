@@ -2,6 +2,7 @@
 
 mod open;
 mod report;
+mod startup;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::tokenizer::Tokenizer;
 use self::open::load_newest;
 pub use self::open::train;
 pub(crate) use self::open::{identity, open_data, open_loader};
+use self::startup::Startup;
 
 /// A run in progress.
 struct Trainer<'a> {
@@ -49,6 +51,7 @@ struct Trainer<'a> {
     submitted: VecDeque<(u64, f64)>,
     /// Since when the update at hand takes its time.
     timed_from: Instant,
+    startup: Startup,
 }
 
 /// How a run ended well.
@@ -212,13 +215,18 @@ impl Trainer<'_> {
             return Ok(());
         }
         let begin = Instant::now();
+        let (state, config_hash) = (self.state.clone(), self.config.hash());
         let tokenizer = &self.tokenizer;
-        self.checkpoints.save(Snapshot {
-            state: self.state.clone(),
-            engine: self.engine.state()?,
-            tokenizer: Some((tokenizer.file_name().to_owned(), tokenizer.to_bytes())),
-            config_hash: self.config.hash(),
-            val_loss,
+        let tokenizer = Some((tokenizer.file_name().to_owned(), tokenizer.to_bytes()));
+        let engine = self.engine.snapshot()?;
+        self.checkpoints.save(step, move || {
+            Ok(Snapshot {
+                state,
+                engine: engine()?,
+                tokenizer,
+                config_hash,
+                val_loss,
+            })
         })?;
         self.stalls.insert(step, begin.elapsed());
         self.saved = Some((step, val_loss.is_some()));

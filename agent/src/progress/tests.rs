@@ -42,6 +42,7 @@ fn started(resumed_from: Option<u64>) -> Record {
         tokens_per_iteration: 8,
         max_iters: 100,
         resumed_from,
+        startup_ms: Vec::new(),
     })
 }
 

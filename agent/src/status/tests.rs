@@ -85,6 +85,7 @@ fn training() -> State {
         tokens_per_iteration: 8,
         max_iters: 20_000,
         resumed_from: Some(5_000),
+        startup_ms: Vec::new(),
     };
     record(&mut state, at(130), started);
     let step = Event::Step {

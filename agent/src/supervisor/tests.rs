@@ -199,6 +199,7 @@ fn started() -> TrainerEvent {
         tokens_per_iteration: 8,
         max_iters: 100,
         resumed_from: None,
+        startup_ms: Vec::new(),
     }
 }
 

@@ -63,18 +63,22 @@ impl Checkpoints {
         })
     }
 
-    /// Hands a snapshot to the background and returns at once; if a save is still in flight, waits
-    /// for that one first. How it went comes from [`Self::poll`] or [`Self::finish`].
+    /// Has the background save what `snapshot` waits for, of this step, and returns at once; if a
+    /// save is still in flight, waits for that one first. How it went comes from [`Self::poll`] or
+    /// [`Self::finish`].
     ///
     /// # Errors
     /// [`Error::Write`] if the system gives no thread.
-    pub fn save(&mut self, snapshot: Snapshot) -> Result<()> {
+    pub fn save(
+        &mut self,
+        step: u64,
+        snapshot: impl FnOnce() -> Result<Snapshot> + Send + 'static,
+    ) -> Result<()> {
         self.wait();
         let (run, keep_last) = (self.run.clone(), self.keep_last);
-        let step = snapshot.state.step;
         let thread = thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || save(&run, keep_last, &snapshot))
+            .spawn(move || save(&run, keep_last, step, snapshot))
             .map_err(Error::write(&self.run.checkpoint(step)))?;
         self.in_flight = Some(InFlight { step, thread });
         Ok(())
@@ -140,10 +144,14 @@ impl Drop for Checkpoints {
     }
 }
 
-fn save(run: &RunDir, keep_last: u64, snapshot: &Snapshot) -> Vec<SaveOutcome> {
-    let step = snapshot.state.step;
+fn save(
+    run: &RunDir,
+    keep_last: u64,
+    step: u64,
+    snapshot: impl FnOnce() -> Result<Snapshot>,
+) -> Vec<SaveOutcome> {
     let start = Instant::now();
-    let manifest = match write::write(run, snapshot) {
+    let manifest = match snapshot().and_then(|snapshot| write::write(run, &snapshot)) {
         Ok(manifest) => manifest,
         Err(error) => {
             let error = error.to_string();

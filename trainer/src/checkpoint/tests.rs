@@ -85,10 +85,16 @@ fn run() -> (tempfile::TempDir, RunDir) {
     (folder, run)
 }
 
+/// Hands a snapshot to the background.
+fn hand_over(checkpoints: &mut Checkpoints, snapshot: Snapshot) {
+    let step = snapshot.state.step;
+    checkpoints.save(step, || Ok(snapshot)).unwrap();
+}
+
 /// Saves and insists that it worked.
 fn save(run: &RunDir, keep_last: u64, snapshot: &Snapshot) {
     let mut checkpoints = Checkpoints::open(run.clone(), keep_last).unwrap();
-    checkpoints.save(snapshot.clone()).unwrap();
+    hand_over(&mut checkpoints, snapshot.clone());
     let outcomes = checkpoints.finish();
     assert!(
         matches!(outcomes.as_slice(), [SaveOutcome::Written { .. }]),
@@ -313,7 +319,7 @@ fn saves_are_reported_in_order_and_once() {
     let mut checkpoints = Checkpoints::open(run.clone(), 5).unwrap();
     assert_eq!(checkpoints.poll(), []);
     for step in [1, 2, 3] {
-        checkpoints.save(snapshot(step, 1)).unwrap();
+        hand_over(&mut checkpoints, snapshot(step, 1));
     }
     let mut steps = Vec::new();
     for outcome in checkpoints.finish() {
@@ -335,7 +341,7 @@ fn saves_are_reported_in_order_and_once() {
 fn dropping_waits_for_the_save_in_flight() {
     let (_folder, run) = run();
     let mut checkpoints = Checkpoints::open(run.clone(), 1).unwrap();
-    checkpoints.save(snapshot(9, 1)).unwrap();
+    hand_over(&mut checkpoints, snapshot(9, 1));
     drop(checkpoints);
     assert!(is_same(&newest(&run).unwrap(), &snapshot(9, 1)));
     assert_eq!(names(&run), ["step_0000000009"]);
@@ -347,14 +353,14 @@ fn a_panic_of_the_writer_is_a_failed_save_and_the_next_one_works() {
     let mut checkpoints = Checkpoints::open(run.clone(), 1).unwrap();
     let mut wrong = snapshot(1, 1);
     wrong.engine.parameters[0].data.pop();
-    checkpoints.save(wrong).unwrap();
+    hand_over(&mut checkpoints, wrong);
     let outcomes = checkpoints.finish();
     let [SaveOutcome::Failed { step: 1, error }] = outcomes.as_slice() else {
         panic!("{outcomes:?}");
     };
     assert!(error.contains("panicked: "), "{error}");
     assert!(error.contains("transformer.wte.weight"), "{error}");
-    checkpoints.save(snapshot(2, 1)).unwrap();
+    hand_over(&mut checkpoints, snapshot(2, 1));
     assert!(matches!(
         checkpoints.finish().as_slice(),
         [SaveOutcome::Written { step: 2, .. }]

@@ -6,12 +6,9 @@ use super::{Words, configure, model_of, print};
 use crate::config::Config;
 use crate::engine::{Needs, Place, Recompute, Shape, fitted};
 use crate::error::{Error, Result};
-use crate::machine::human_bytes;
 
 /// More sequences than that at once are of no use to anybody.
 const BATCH_SIZE_MAX: usize = 1 << 16;
-/// Buffers of the fullest operation that are worth a line.
-const LINES_MAX: usize = 8;
 
 pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let source = words.take("config")?;
@@ -44,27 +41,9 @@ fn gibibytes(word: &str) -> Result<u64> {
 }
 
 fn table(needs: &Needs<'_>, shape: Shape) -> String {
-    let memory = needs.memory(shape);
-    let mut lines = vec![format!(
-        "memory of a run with batch_size={}, recompute={}",
-        shape.batch_size,
-        shape.recompute.name()
-    )];
-    let mut line = |name: &str, bytes: u64, note: &str| {
-        lines.push(format!("  {name:<34} {:>12}{note}", human_bytes(bytes)));
-    };
-    line("weights", memory.weights, "");
-    line("gradients", memory.gradients, "");
-    line("moments", memory.moments, "");
-    line("activations, at their fullest", memory.activations, "");
-    for (name, count, bytes) in needs.fullest(shape).into_iter().take(LINES_MAX) {
-        line(&format!("  {name}"), bytes, &format!("  in {count}"));
-    }
-    line("workspace", memory.workspace, "");
-    line("total", memory.total(), "");
+    let mut lines = needs.table(shape);
     match needs.available {
-        Some(available) => {
-            line("available", available, "");
+        Some(_) => {
             for recompute in [Recompute::None, Recompute::Gelu, Recompute::Block] {
                 let shape = Shape { recompute, ..shape };
                 let largest = needs.largest(shape, BATCH_SIZE_MAX);

@@ -9,7 +9,11 @@ mod memory;
 mod plans;
 mod hazards;
 mod run;
+mod snapshot;
 mod core;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use kernels::controller::cuda::REPORT_WORDS;
@@ -22,10 +26,11 @@ pub use self::memory::Precision;
 #[cfg(test)]
 pub(super) use self::plans::memory;
 pub(super) use self::plans::needs;
+use self::snapshot::Copier;
 use super::plan::{Dtype, Layout};
 use super::{
-    Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, Shape, UpdateStats,
-    in_order,
+    Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, PendingState, Shape,
+    UpdateStats, in_order,
 };
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -62,6 +67,11 @@ pub struct CudaEngine<T> {
     reports: [HostBuffer<u32>; 2], // (REPORT_WORDS)
     /// The newest update's report has arrived; `None` where it was told.
     reported: Option<Event>,
+    copier: Copier,
+    /// After the newest copy for a checkpoint, which no update may overtake.
+    copied: Option<Arc<Event>>,
+    /// Losses of evaluation's batches, in turn.
+    losses: [HostBuffer<f32>; STAGES], // (B, T)
 }
 
 /// Host memory that batches are copied from.
@@ -91,6 +101,7 @@ impl<T: Precision> CudaEngine<T> {
                 copied: None,
             })
         };
+        let losses = || device.host_buffer(&vec![0.0; rows]);
         Ok(Self {
             core,
             main: device.stream()?,
@@ -108,6 +119,9 @@ impl<T: Precision> CudaEngine<T> {
                 device.host_buffer(&[0; REPORT_WORDS])?,
             ],
             reported: None,
+            copier: Copier::new(device)?,
+            copied: None,
+            losses: [losses()?, losses()?, losses()?, losses()?],
         })
     }
 
@@ -189,6 +203,34 @@ impl<T: Precision> CudaEngine<T> {
             grad_norm: report.grad_norm.into(),
             overflowed: scaled && report.skipped && report.loss.is_finite(),
         })
+    }
+
+    /// Has the device evaluate a batch; after the event its losses are in `slot`.
+    fn evaluate(&mut self, batch: &Batch, slot: usize) -> Result<Event> {
+        self.check(batch);
+        self.send(batch)?;
+        self.submit(Work::Evaluation)?;
+        let losses = self.core.losses(&self.core.evaluation);
+        self.main.download(&mut self.losses[slot], &losses)?;
+        Ok(self.main.record()?)
+    }
+
+    /// The mean loss of a batch that the device is done with.
+    fn evaluated(&self, evaluated: &Event, slot: usize) -> Result<f64> {
+        evaluated.synchronize()?;
+        let losses = self.losses[slot].read();
+        let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+        Ok(sum / losses.len() as f64)
+    }
+
+    /// Updates made, and in fp16 the loss scale, after all work of the device is done.
+    fn counters(&self) -> Result<(u64, Option<LossScale>)> {
+        let state = self.core.controller.download()?;
+        let loss_scale = (T::DTYPE == Dtype::F16).then_some(LossScale {
+            scale: state.loss_scale,
+            good_steps: state.good_steps,
+        });
+        Ok((state.updates.into(), loss_scale))
     }
 
     fn check(&self, batch: &Batch) {
@@ -288,6 +330,9 @@ impl<T: Precision> Engine for CudaEngine<T> {
         let rate = &mut self.learning_rates[slot];
         rate.write(&[learning_rate.to_bits()]);
         self.core.controller.set_learning_rate(&self.main, rate)?;
+        if let Some(copied) = self.copied.take() {
+            self.main.wait(&copied)?;
+        }
         self.submit(Work::Update)?;
         let report = &mut self.reports[slot];
         let controller = &self.core.controller;
@@ -311,12 +356,34 @@ impl<T: Precision> Engine for CudaEngine<T> {
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f64> {
-        self.check(batch);
-        self.send(batch)?;
-        self.submit(Work::Evaluation)?;
-        let losses = self.core.losses(&self.core.evaluation).download()?;
-        let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
-        Ok(sum / losses.len() as f64)
+        let evaluated = self.evaluate(batch, 0)?;
+        self.evaluated(&evaluated, 0)
+    }
+
+    /// The host waits for a batch only when as many are on their way as there are stages.
+    fn mean_loss(
+        &mut self,
+        batches: &mut dyn Iterator<Item = Batch>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>> {
+        let (mut sum, mut count) = (0.0, 0);
+        let mut on_their_way = VecDeque::new();
+        for (number, batch) in batches.enumerate() {
+            if stop() {
+                return Ok(None);
+            }
+            if on_their_way.len() == STAGES {
+                let (slot, evaluated) = on_their_way.pop_front().expect("counted");
+                sum += self.evaluated(&evaluated, slot)?;
+            }
+            let slot = number % STAGES;
+            on_their_way.push_back((slot, self.evaluate(&batch, slot)?));
+            count += 1;
+        }
+        for (slot, evaluated) in on_their_way {
+            sum += self.evaluated(&evaluated, slot)?;
+        }
+        Ok(Some(sum / f64::from(count)))
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
@@ -338,18 +405,25 @@ impl<T: Precision> Engine for CudaEngine<T> {
     }
 
     fn state(&self) -> Result<EngineState> {
-        let (parameters, state) = (&self.core.parameters, self.core.controller.download()?);
-        let loss_scale = (T::DTYPE == Dtype::F16).then_some(LossScale {
-            scale: state.loss_scale,
-            good_steps: state.good_steps,
-        });
+        let (updates, loss_scale) = self.counters()?;
+        let parameters = &self.core.parameters;
         Ok(EngineState {
             parameters: parameters.named(&parameters.masters)?,
             exp_avg: parameters.named(&parameters.exp_avg)?,
             exp_avg_sq: parameters.named(&parameters.exp_avg_sq)?,
-            updates: state.updates.into(),
+            updates,
             loss_scale,
         })
+    }
+
+    fn snapshot(&mut self) -> Result<PendingState> {
+        let (updates, loss_scale) = self.counters()?;
+        let Self { core, main, .. } = self;
+        let parameters = &core.parameters;
+        let begun = self.copier.begin(main, parameters, updates, loss_scale);
+        let (copied, pending) = begun?;
+        self.copied = Some(copied);
+        Ok(pending)
     }
 
     fn load_parameters(&mut self, parameters: &[NamedTensor]) -> Result<()> {

@@ -34,6 +34,10 @@ impl Place {
             },
         }
     }
+
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
 }
 
 /// A GPU where there is a driver for one: what keeps that from working must not go unnoticed and

@@ -92,6 +92,34 @@ impl<'a> Needs<'a> {
         names
     }
 
+    /// What takes the memory, a line each.
+    pub fn table(&self, shape: Shape) -> Vec<String> {
+        /// Buffers of the fullest operation that are worth a line.
+        const LINES_MAX: usize = 8;
+        let memory = self.memory(shape);
+        let mut lines = vec![format!(
+            "memory of a run with batch_size={}, recompute={}",
+            shape.batch_size,
+            shape.recompute.name()
+        )];
+        let mut line = |name: &str, bytes: u64, note: &str| {
+            lines.push(format!("  {name:<34} {:>12}{note}", human_bytes(bytes)));
+        };
+        line("weights", memory.weights, "");
+        line("gradients", memory.gradients, "");
+        line("moments", memory.moments, "");
+        line("activations, at their fullest", memory.activations, "");
+        for (name, count, bytes) in self.fullest(shape).into_iter().take(LINES_MAX) {
+            line(&format!("  {name}"), bytes, &format!("  in {count}"));
+        }
+        line("workspace", memory.workspace, "");
+        line("total", memory.total(), "");
+        if let Some(available) = self.available {
+            line("available", available, "");
+        }
+        lines
+    }
+
     /// The shape of a run: the config's, and where that leaves it open, backward computes again
     /// only what it must.
     pub fn shape(&self, config: &Config) -> Shape {
@@ -197,6 +225,18 @@ impl<'a> Needs<'a> {
             human_bytes(available)
         )))
     }
+}
+
+/// What a run takes on a GPU, a line each; nothing for a CPU, where a single line tells it.
+///
+/// # Errors
+/// As [`Needs::of`].
+pub fn memory_table(place: &Place, config: &Config, model: &ModelConfig) -> Result<Vec<String>> {
+    if place.is_cpu() {
+        return Ok(Vec::new());
+    }
+    let needs = Needs::of(place, config, model)?;
+    Ok(needs.map_or_else(Vec::new, |needs| needs.table(needs.shape(config))))
 }
 
 /// The config with the batch size that fits the device, where it asks for that; tokens per

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 pub use crate::model::NamedTensor;
 use crate::model::{ModelConfig, Parameter};
 pub use device::Place;
-pub use fit::{Needs, fitted};
+pub use fit::{Needs, fitted, memory_table};
 pub use plan::Recompute;
 pub use profile::Profile;
 
@@ -73,12 +73,37 @@ pub trait Engine {
     /// Mean loss of a batch without dropout and without touching any state.
     fn loss(&mut self, batch: &Batch) -> Result<f64>;
 
+    /// Mean of [`Self::loss`] over batches; `None` if `stop` said so in between.
+    fn mean_loss(
+        &mut self,
+        batches: &mut dyn Iterator<Item = Batch>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<f64>> {
+        let (mut sum, mut count) = (0.0, 0);
+        for batch in batches {
+            if stop() {
+                return Ok(None);
+            }
+            sum += self.loss(&batch)?;
+            count += 1;
+        }
+        Ok(Some(sum / f64::from(count)))
+    }
+
     /// Logits after the last of `tokens`, `(vocab_size)`. `tokens` holds 1 to `block_size` ids.
     /// Where it continues the sequence of the call before, what is known of that is reused.
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
 
     /// A copy of parameters and moments.
     fn state(&self) -> Result<EngineState>;
+
+    /// The same copy, which a device may still be making when training goes on: whoever calls what
+    /// is returned, on whatever thread, waits for it. Waits itself for the snapshot before, until
+    /// that was taken or dropped.
+    fn snapshot(&mut self) -> Result<PendingState> {
+        let state = self.state()?;
+        Ok(Box::new(|| Ok(state)))
+    }
 
     /// Replaces the parameters; enough for evaluation and sampling.
     ///
@@ -97,6 +122,9 @@ pub trait Engine {
         Profile::default()
     }
 }
+
+/// Waits for a copy of an engine's state.
+pub type PendingState = Box<dyn FnOnce() -> Result<EngineState> + Send>;
 
 /// Everything an engine holds that a checkpoint needs. The three lists have the same names and
 /// shapes in the same order.

@@ -7,6 +7,7 @@ use std::{fs, io};
 
 use protocol::{Event, ExitCode, Phase, RunDir};
 
+use super::startup::Startup;
 use super::{Ending, Trainer, report};
 use crate::checkpoint::{
     self, Checkpoints, DatasetIdentity, Loaded, RunLock, TrainState, atomic_write,
@@ -28,7 +29,9 @@ use crate::tokenizer::Tokenizer;
 /// `events.jsonl` tells it too, once the run directory is ours.
 pub fn train(resolved: &Resolved, signals: &Signals, started: Instant) -> Result<ExitCode> {
     let config = &resolved.config;
+    let mut startup = Startup::since(started);
     let place = engine::Place::open(&config.device)?;
+    startup.done("device");
     let run = RunDir::new(&config.out_dir);
     fs::create_dir_all(run.root()).map_err(Error::write(run.root()))?;
     let _lock = RunLock::acquire(&run)?;
@@ -36,16 +39,22 @@ pub fn train(resolved: &Resolved, signals: &Signals, started: Instant) -> Result
 
     let mut metrics = Metrics::new(Some(&run), &config.progress, started)?;
     let mut step = 0;
-    let result = Trainer::open(resolved, &place, &run, resume, signals, &mut metrics).and_then(
-        |mut trainer| {
-            let ending = trainer.run();
-            step = trainer.state.step;
-            trainer.metrics.end();
-            let ending = ending?;
-            report::end(&mut trainer, ending)?;
-            Ok(ending)
-        },
-    );
+    let opening = Opening {
+        resolved,
+        place,
+        run: run.clone(),
+        resume,
+        signals,
+        startup,
+    };
+    let result = Trainer::open(opening, &mut metrics).and_then(|mut trainer| {
+        let ending = trainer.run();
+        step = trainer.state.step;
+        trainer.metrics.end();
+        let ending = ending?;
+        report::end(&mut trainer, ending)?;
+        Ok(ending)
+    });
     let (reason, exit_code) = match &result {
         Ok(Ending::Finished) => ("all iterations are done".to_owned(), 0),
         Ok(Ending::Evaluated) => ("evaluated, as eval_only asks".to_owned(), 0),
@@ -100,30 +109,45 @@ fn discard(config: &Config, run: &RunDir) -> Result<()> {
     }
 }
 
+/// What a run is opened from.
+struct Opening<'a> {
+    resolved: &'a Resolved,
+    place: engine::Place,
+    run: RunDir,
+    /// From its newest checkpoint.
+    resume: bool,
+    signals: &'a Signals,
+    startup: Startup,
+}
+
 impl<'a> Trainer<'a> {
-    fn open(
-        resolved: &'a Resolved,
-        place: &engine::Place,
-        run: &RunDir,
-        resume: bool,
-        signals: &'a Signals,
-        metrics: &'a mut Metrics,
-    ) -> Result<Self> {
+    fn open(opening: Opening<'a>, metrics: &'a mut Metrics) -> Result<Self> {
+        let Opening {
+            resolved,
+            place,
+            run,
+            resume,
+            signals,
+            mut startup,
+        } = opening;
         for note in &resolved.notes {
             metrics.warning(note);
         }
         metrics.phase(Phase::Preparing);
         let (dataset, tokenizer) = open_data(&resolved.config, metrics)?;
+        startup.done("data");
         metrics.phase(Phase::Loading);
         let model = model_config(&resolved.config, &tokenizer)?;
-        let fitted = engine::fitted(place, &resolved.config, &model)?;
+        let fitted = engine::fitted(&place, &resolved.config, &model)?;
         let config = &fitted;
         let loader = open_loader(config, &dataset)?;
-        let mut engine = engine::build(place, config, &model)?;
+        let memory = engine::memory_table(&place, config, &model)?;
+        let mut engine = engine::build(&place, config, &model)?;
+        startup.done("engine");
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
         if resume {
-            let loaded = load_newest(run, metrics)?.expect("claimed for its checkpoint");
+            let loaded = load_newest(&run, metrics)?.expect("claimed for its checkpoint");
             checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
             report::changed_keys(config, &loaded.state, metrics)?;
             engine.load_state(&loaded.engine)?;
@@ -134,6 +158,7 @@ impl<'a> Trainer<'a> {
                 config: state.config,
                 ..loaded.state
             };
+            startup.done("checkpoint");
         }
         let checkpoints = Checkpoints::open(run.clone(), config.keep_last)?;
         if !config.eval_only {
@@ -146,7 +171,7 @@ impl<'a> Trainer<'a> {
         };
         let mut trainer = Self {
             config: fitted,
-            run: run.clone(),
+            run,
             signals,
             metrics,
             dataset,
@@ -162,14 +187,18 @@ impl<'a> Trainer<'a> {
             last_losses: None,
             submitted: VecDeque::new(),
             timed_from: Instant::now(),
+            startup,
         };
-        trainer.announce(resolved, scale);
+        trainer.announce(resolved, scale, memory);
         Ok(trainer)
     }
 
     /// Says what begins, to people and to programs.
-    fn announce(&mut self, resolved: &Resolved, scale: Scale) {
-        for line in report::start(self, resolved) {
+    fn announce(&mut self, resolved: &Resolved, scale: Scale, memory: Vec<String>) {
+        let mut lines = report::start(self, resolved);
+        lines.extend(memory);
+        lines.push(self.startup.line());
+        for line in lines {
             self.metrics.note(&line);
         }
         let event = report::started_event(self, resolved);

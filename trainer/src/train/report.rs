@@ -109,6 +109,7 @@ pub(super) fn started_event(trainer: &Trainer<'_>, resolved: &Resolved) -> Event
         tokens_per_iteration: config.tokens_per_iteration(),
         max_iters: config.max_iters,
         resumed_from: trainer.saved.map(|(step, _)| step),
+        startup_ms: trainer.startup.milliseconds(),
     }
 }
 

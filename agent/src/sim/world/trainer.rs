@@ -150,6 +150,7 @@ pub(in crate::sim) fn started(max_iters: u64, step: u64) -> Record {
         tokens_per_iteration: 1,
         max_iters,
         resumed_from: (step > 0).then_some(step),
+        startup_ms: Vec::new(),
     })
 }
 

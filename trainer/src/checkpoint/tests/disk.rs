@@ -29,8 +29,8 @@ fn little_room() {
     let cause = std::env::var("ANNEAL_TEST_CAUSE").unwrap();
     let run = RunDir::new(folder);
     let mut checkpoints = Checkpoints::open(run.clone(), 1).unwrap();
-    checkpoints.save(snapshot(1, 1)).unwrap();
-    checkpoints.save(large(2, 50_000)).unwrap();
+    hand_over(&mut checkpoints, snapshot(1, 1));
+    hand_over(&mut checkpoints, large(2, 50_000));
     let outcomes = checkpoints.finish();
     let [
         SaveOutcome::Written { step: 1, .. },
@@ -48,7 +48,7 @@ fn little_room() {
     // A large state of the run: the save fails in another file, and training goes on.
     let mut wordy = snapshot(3, 1);
     wordy.state.config = "x".repeat(400_000);
-    checkpoints.save(wordy).unwrap();
+    hand_over(&mut checkpoints, wordy);
     let outcomes = checkpoints.finish();
     let [SaveOutcome::Failed { step: 3, error }] = outcomes.as_slice() else {
         panic!("{outcomes:?}");
@@ -58,7 +58,7 @@ fn little_room() {
     assert_eq!(error.exit_code(), Some(ExitCode::CannotWrite));
     assert!(!run.config().exists());
 
-    checkpoints.save(snapshot(4, 1)).unwrap();
+    hand_over(&mut checkpoints, snapshot(4, 1));
     assert!(matches!(
         checkpoints.finish().as_slice(),
         [SaveOutcome::Written { step: 4, .. }]
@@ -140,14 +140,14 @@ fn a_folder_that_goes_away_fails_the_save_and_not_the_run() {
     let mut checkpoints = Checkpoints::open(run.clone(), 1).unwrap();
     fs::remove_dir(run.checkpoints()).unwrap();
     fs::write(run.checkpoints(), "in the way").unwrap();
-    checkpoints.save(snapshot(1, 1)).unwrap();
+    hand_over(&mut checkpoints, snapshot(1, 1));
     let outcomes = checkpoints.finish();
     assert!(
         matches!(outcomes.as_slice(), [SaveOutcome::Failed { step: 1, .. }]),
         "{outcomes:?}"
     );
     fs::remove_file(run.checkpoints()).unwrap();
-    checkpoints.save(snapshot(2, 1)).unwrap();
+    hand_over(&mut checkpoints, snapshot(2, 1));
     assert!(matches!(
         checkpoints.finish().as_slice(),
         [SaveOutcome::Written { step: 2, .. }]

@@ -107,7 +107,7 @@ fn a_leftover_of_an_earlier_deletion_does_not_stop_the_next() {
     let mut checkpoints = Checkpoints::open(run.clone(), 1).unwrap();
     fs::create_dir_all(run.checkpoints().join(".tmp-delete-old-step_0000000001/x")).unwrap();
     fs::create_dir_all(run.checkpoints().join(".tmp-old-step_0000000001/x")).unwrap();
-    checkpoints.save(snapshot(1, 2)).unwrap();
+    hand_over(&mut checkpoints, snapshot(1, 2));
     let outcomes = checkpoints.finish();
     assert!(
         matches!(outcomes.as_slice(), [SaveOutcome::Written { step: 1, .. }]),

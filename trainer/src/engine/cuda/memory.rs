@@ -100,15 +100,7 @@ impl<T: Precision> Parameters<T> {
 
     /// A flat buffer's tensors by name, after all work of the device is done.
     pub(super) fn named(&self, flat: &Buffer<f32>) -> Result<Vec<NamedTensor>, CudaError> {
-        let flat = flat.download()?;
-        let pairs = self.layout.parameters.iter().zip(&self.layout.places);
-        Ok(pairs
-            .map(|(parameter, place)| NamedTensor {
-                name: parameter.name.clone(),
-                shape: parameter.shape.clone(),
-                data: flat[place.clone()].to_vec(),
-            })
-            .collect())
+        Ok(named(&self.layout, &flat.download()?))
     }
 
     /// Adds AdamW's step on gradients that the controller has judged.
@@ -136,6 +128,18 @@ impl<T: Precision> Parameters<T> {
             adamw::step_with_copy(stream, masters, weights, &mut gradients, state, &constants)
         }
     }
+}
+
+/// The tensors that lie in `flat`, of the layout's elements, by name.
+pub(super) fn named(layout: &Layout, flat: &[f32]) -> Vec<NamedTensor> {
+    let pairs = layout.parameters.iter().zip(&layout.places);
+    pairs
+        .map(|(parameter, place)| NamedTensor {
+            name: parameter.name.clone(),
+            shape: parameter.shape.clone(),
+            data: flat[place.clone()].to_vec(),
+        })
+        .collect()
 }
 
 fn flat(layout: &Layout, tensors: &[&NamedTensor]) -> Vec<f32> {

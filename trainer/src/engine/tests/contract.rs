@@ -68,6 +68,8 @@ on_all! {
     the_cache_forgets_when_the_parameters_change
     a_gradient_that_is_not_finite_is_reported_and_discarded
     a_state_that_does_not_fit_is_refused_by_name
+    a_snapshot_is_of_its_moment_though_training_goes_on
+    the_mean_loss_is_that_of_the_batches
     the_measured_peak_is_plausible
 }
 
@@ -204,6 +206,42 @@ fn a_state_that_does_not_fit_is_refused_by_name(make: Make) {
     );
     assert!(extra.contains("lm_head.bias"), "{extra}");
     assert_eq!(engine.state().unwrap(), good);
+}
+
+fn a_snapshot_is_of_its_moment_though_training_goes_on(make: Make) {
+    let mut engine = make(0.0, 1);
+    let mut snapshots = Vec::new();
+    for step in 0..3 {
+        let at = MicroStep { step, micro: 0 };
+        engine.forward_backward(&batch(1), at).unwrap();
+        engine.update(1e-2).unwrap();
+        let expected = engine.state().unwrap();
+        let pending = engine.snapshot().unwrap();
+        if step == 1 {
+            // One that nobody wants holds nothing up.
+            continue;
+        }
+        let waiting = std::thread::spawn(move || pending().unwrap());
+        snapshots.push((expected, waiting));
+    }
+    for (expected, waiting) in snapshots {
+        assert!(waiting.join().unwrap() == expected);
+    }
+}
+
+fn the_mean_loss_is_that_of_the_batches(make: Make) {
+    let mut engine = make(0.1, 1);
+    let each = (0..7).map(|salt| engine.loss(&batch(salt)).unwrap());
+    let expected = each.sum::<f64>() / 7.0;
+    let mut batches = (0..7).map(batch);
+    let mean = engine.mean_loss(&mut batches, &|| false).unwrap();
+    assert_eq!(mean, Some(expected));
+    let stopped = engine.mean_loss(&mut (0..7).map(batch), &|| true).unwrap();
+    assert_eq!(stopped, None);
+    assert_eq!(
+        engine.loss(&batch(3)).unwrap(),
+        make(0.1, 1).loss(&batch(3)).unwrap()
+    );
 }
 
 fn the_measured_peak_is_plausible(make: Make) {
