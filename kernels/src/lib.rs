@@ -21,5 +21,7 @@ pub mod global_norm;
 pub mod controller;
 #[cfg(any(test, feature = "device"))]
 pub mod batch;
+#[cfg(any(test, feature = "device"))]
+pub mod decode;
 pub mod cross_entropy;
 pub mod adamw;

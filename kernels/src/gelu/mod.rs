@@ -15,4 +15,4 @@ pub mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use crate::simd::tests::{assert_close, erfc, random, widen, with_any_threads};
 /// f32 rounds at each of some twenty operations: a few units in the last place of values near 1.
 const TOLERANCE: f64 = 1e-6;
 
-pub(super) fn exact(x: f64) -> f64 {
+pub(crate) fn exact(x: f64) -> f64 {
     0.5 * x * erfc(-x / std::f64::consts::SQRT_2)
 }
 

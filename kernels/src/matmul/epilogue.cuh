@@ -1,7 +1,7 @@
 // What follows a product on its way to memory, for the kernels of this room: scale, bias, addend,
 // GELU or its derivative, and the store in vectors of 16 bytes.
 #pragma once
-#include "../common/device.cuh"
+#include "../gelu/forms.cuh"
 
 // What happens to v = scale * product + bias (as the constants in cuda.rs).
 enum Kind {
@@ -11,27 +11,6 @@ enum Kind {
     GELU_BACKWARD_ERF = 3,    // out = v * gelu'(other)
     GELU_BACKWARD_TANH = 4,
 };
-
-// The formulas and their forms in f32 are those of the room gelu.
-template <bool tanh_form> __device__ __forceinline__ float gelu(float x) {
-    if (tanh_form) {
-        constexpr float SCALE = 2.0f * 0.79788456f, CUBIC = 0.044715f;
-        return x / (1.0f + expf(-SCALE * x * (1.0f + CUBIC * x * x)));
-    }
-    constexpr float INV_SQRT_2 = 0.70710678f;
-    return 0.5f * x * erfcf(-x * INV_SQRT_2);
-}
-
-template <bool tanh_form> __device__ __forceinline__ float gelu_slope(float x) {
-    if (tanh_form) {
-        constexpr float SCALE = 2.0f * 0.79788456f, CUBIC = 0.044715f;
-        const float sigmoid = 1.0f / (1.0f + expf(-SCALE * x * (1.0f + CUBIC * x * x)));
-        const float slope = SCALE * (1.0f + 3.0f * CUBIC * x * x);
-        return sigmoid * (1.0f + x * slope * (1.0f - sigmoid));
-    }
-    constexpr float INV_SQRT_2 = 0.70710678f, INV_SQRT_2PI = 0.39894228f;
-    return 0.5f * erfcf(-x * INV_SQRT_2) + x * INV_SQRT_2PI * expf(-0.5f * x * x);
-}
 
 // out (rows, cols) from sums in f32. `other` may be `out`: each element is read before it is
 // written, by the thread that writes it.
