@@ -55,10 +55,10 @@ pub struct Linear<'a, T> {
 /// x = wte[token] + wpe[position]. Both must be within the tables.
 pub fn embed<T: Float>(
     stream: &Stream,
-    x: &mut Buffer<T>,   // (C)
-    at: &Buffer<i32>,    // token, position
-    wte: &Buffer<T>,     // (V, C)
-    wpe: &Buffer<T>,     // (block, C)
+    x: &mut Buffer<T>, // (C)
+    at: &Buffer<i32>,  // token, position
+    wte: &Buffer<T>,   // (V, C)
+    wpe: &Buffer<T>,   // (block, C)
 ) -> Result<(), CudaError> {
     let c = x.len();
     assert!(at.len() == 2 && wte.len().is_multiple_of(c) && wpe.len().is_multiple_of(c));
@@ -100,10 +100,10 @@ pub fn logits<T: Float>(
 /// Adds the token's key and value to the caches, out = attention over all positions up to its own.
 pub fn attention<T: Float>(
     stream: &Stream,
-    out: &mut Buffer<T>, // (C)
+    out: &mut Buffer<T>,                 // (C)
     [keys, values]: [&mut Buffer<T>; 2], // (H, block, D)
-    qkv: &Buffer<T>,     // (3C)
-    at: &Buffer<i32>,    // token, position
+    qkv: &Buffer<T>,                     // (3C)
+    at: &Buffer<i32>,                    // token, position
     dims: CacheDims,
 ) -> Result<(), CudaError> {
     let c = dims.heads * dims.head_size;
@@ -177,7 +177,9 @@ fn launch_linear<T: Float, Out: Element>(
         int(n).into(),
         int(k).into(),
     ];
-    let blocks = n.div_ceil(WARPS).min(blocks_max(stream.device().properties()));
+    let blocks = n
+        .div_ceil(WARPS)
+        .min(blocks_max(stream.device().properties()));
     let grid = Grid::linear(blocks, THREADS as u32).with_shared(shared as u32);
     launch(stream, kernel, grid, &args)
 }

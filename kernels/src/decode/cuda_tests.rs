@@ -39,9 +39,15 @@ fn check_linear<T: Float>() {
             let weight = random::<T>(n * k, 1.0, 2);
             let (norm_weight, norm_bias) = (random::<T>(k, 1.0, 3), random::<T>(k, 1.0, 4));
             let (bias, residual) = (random::<T>(n, 1.0, 5), random::<T>(n, 1.0, 6));
-            let [x_d, weight_d, norm_weight_d, norm_bias_d, bias_d, residual_d] =
-                [&x, &weight, &norm_weight, &norm_bias, &bias, &residual]
-                    .map(|data| upload(device, data));
+            let [
+                x_d,
+                weight_d,
+                norm_weight_d,
+                norm_bias_d,
+                bias_d,
+                residual_d,
+            ] = [&x, &weight, &norm_weight, &norm_bias, &bias, &residual]
+                .map(|data| upload(device, data));
             for case in 0..16 {
                 let [has_norm, has_bias, has_residual, has_gelu] =
                     [1, 2, 4, 8].map(|bit| case & bit != 0);
@@ -69,7 +75,11 @@ fn check_linear<T: Float>() {
                     if has_gelu {
                         v = gelu(rounded::<T>(v));
                     }
-                    v + if has_residual { residual[j].to_f64() } else { 0.0 }
+                    v + if has_residual {
+                        residual[j].to_f64()
+                    } else {
+                        0.0
+                    }
                 };
                 let expected: Vec<f64> = (0..n).map(value).collect();
                 // Rounding before GELU or of the normalised input may fall the other way.
@@ -130,7 +140,8 @@ fn check_attention<T: Float>() {
                 cuda::attention(&stream, &mut out, places, &qkv, &at, dims).unwrap();
                 let mut expected = Vec::new();
                 for head in 0..heads {
-                    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                    let dot =
+                        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
                     let scores = (0..=t).map(|s| dot(of(t, 0, head), of(s, 1, head)));
                     let weights = scores.map(|score| (score / (head_size as f64).sqrt()).exp());
                     let weights: Vec<f64> = weights.collect();
@@ -141,7 +152,12 @@ fn check_attention<T: Float>() {
                         expected.push(sum / total);
                     }
                 }
-                assert_near(&what, &out.download().unwrap(), &expected, T::ROUNDOFF + 2e-5);
+                assert_near(
+                    &what,
+                    &out.download().unwrap(),
+                    &expected,
+                    T::ROUNDOFF + 2e-5,
+                );
             }
             // A prompt stored at once leaves what its tokens left one by one.
             let mut at_once = [(); 2].map(|()| device.alloc::<T>(dims.len()).unwrap());
@@ -167,7 +183,10 @@ fn embeddings_are_looked_up_where_the_device_says() {
     for_each_device(|device| {
         let stream = device.stream().unwrap();
         let (v, block, c) = (5, 7, 300);
-        let (wte, wpe) = (random::<bf16>(v * c, 1.0, 1), random::<bf16>(block * c, 1.0, 2));
+        let (wte, wpe) = (
+            random::<bf16>(v * c, 1.0, 1),
+            random::<bf16>(block * c, 1.0, 2),
+        );
         let (wte_d, wpe_d) = (upload(device, &wte), upload(device, &wpe));
         for (token, position) in [(0, 6), (4, 0), (2, 3)] {
             let at = device.upload(&[token as i32, position as i32]).unwrap();

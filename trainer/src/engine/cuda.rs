@@ -10,6 +10,7 @@ mod plans;
 mod hazards;
 mod run;
 mod snapshot;
+mod decode;
 mod core;
 
 use std::collections::VecDeque;
@@ -125,6 +126,13 @@ impl<T: Precision> CudaEngine<T> {
         })
     }
 
+    /// The same engine, to which every token that it generates is a prompt.
+    #[cfg(test)]
+    pub(super) fn without_decoder(mut self) -> Self {
+        self.core.decoder = None;
+        self
+    }
+
     /// The gradients accumulated since the last update, in the order of the parameters.
     ///
     /// # Errors
@@ -203,6 +211,43 @@ impl<T: Precision> CudaEngine<T> {
             grad_norm: report.grad_norm.into(),
             overflowed: scaled && report.skipped && report.loss.is_finite(),
         })
+    }
+
+    /// Logits after a prompt; the decoder knows it from then on.
+    fn prompt_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        // What follows the last token does not change what precedes it.
+        let mut padded = vec![0; self.core.model.block_size];
+        for (to, &token) in padded.iter_mut().zip(tokens) {
+            *to = token as i32;
+        }
+        self.prompt.write(&padded);
+        self.main.upload(&mut self.core.prompt, &self.prompt)?;
+        self.submit(Work::Generation)?;
+        self.hold(tokens);
+        Ok(self.core.logits(&self.main, tokens.len() - 1)?)
+    }
+
+    /// Logits after one more token of the sequence that the decoder knows.
+    fn next_logits(&mut self, token: u32, position: usize) -> Result<Vec<f32>> {
+        const KNOWN: &str = "nothing is known without a decoder";
+        let decoder = self.core.decoder.as_mut().expect(KNOWN);
+        decoder.send(&self.main, token, position)?;
+        self.submit(Work::Decoding)?;
+        let decoder = self.core.decoder.as_mut().expect(KNOWN);
+        Ok(decoder.read(&self.main, self.core.model.vocab_size)?)
+    }
+
+    fn hold(&mut self, tokens: &[u32]) {
+        if let Some(decoder) = &mut self.core.decoder {
+            decoder.holds(tokens);
+        }
+    }
+
+    /// The parameters change: what is known of a sequence is void.
+    fn forget(&mut self) {
+        if let Some(decoder) = &mut self.core.decoder {
+            decoder.forget();
+        }
     }
 
     /// Has the device evaluate a batch; after the event its losses are in `slot`.
@@ -324,6 +369,7 @@ impl<T: Precision> Engine for CudaEngine<T> {
 
     fn submit_update(&mut self, learning_rate: f64) -> Result<Option<UpdateStats>> {
         assert!(self.next.micro > 0, "an update needs gradients");
+        self.forget();
         let number = self.updates;
         let slot = (number % 2) as usize;
         // The update before the last has been told, so nothing is at work on this slot.
@@ -393,15 +439,17 @@ impl<T: Precision> Engine for CudaEngine<T> {
             "1 to {limit} tokens, got {}",
             tokens.len()
         );
-        // What follows the last token does not change what precedes it.
-        let mut padded = vec![0; limit];
-        for (to, &token) in padded.iter_mut().zip(tokens) {
-            *to = token as i32;
+        let known = self.core.decoder.as_ref().map(|it| it.known(tokens));
+        let known = known.unwrap_or(0);
+        if known == 0 {
+            return self.prompt_logits(tokens);
         }
-        self.prompt.write(&padded);
-        self.main.upload(&mut self.core.prompt, &self.prompt)?;
-        self.submit(Work::Generation)?;
-        Ok(self.core.logits(&self.main, tokens.len() - 1)?)
+        let mut logits = Vec::new();
+        for (position, &token) in tokens.iter().enumerate().skip(known) {
+            logits = self.next_logits(token, position)?;
+        }
+        self.hold(tokens);
+        Ok(logits)
     }
 
     fn state(&self) -> Result<EngineState> {
@@ -427,12 +475,14 @@ impl<T: Precision> Engine for CudaEngine<T> {
     }
 
     fn load_parameters(&mut self, parameters: &[NamedTensor]) -> Result<()> {
+        self.forget();
         let own = &mut self.core.parameters;
         let parameters = in_order(&own.layout.parameters, parameters, "parameter")?;
         Ok(own.set_masters(&parameters)?)
     }
 
     fn load_state(&mut self, state: &EngineState) -> Result<()> {
+        self.forget();
         let own = &mut self.core.parameters;
         let expected = &own.layout.parameters;
         let exp_avg = in_order(expected, &state.exp_avg, "first moment of")?;

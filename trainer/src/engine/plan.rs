@@ -59,6 +59,44 @@ pub struct Module {
     pub bias: Option<ParameterId>,
 }
 
+/// The modules of a block, in the order of [`ModelConfig::parameters`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Ln1,
+    CAttn,
+    AttnCProj,
+    Ln2,
+    CFc,
+    MlpCProj,
+}
+
+impl Module {
+    pub fn of(model: &ModelConfig, layer: usize, part: Part) -> Self {
+        Self::after_embeddings(model, 6 * layer + part as usize)
+    }
+
+    /// The last LayerNorm.
+    pub fn ln_f(model: &ModelConfig) -> Self {
+        Self::after_embeddings(model, 6 * model.n_layer)
+    }
+
+    /// The parameters of the `index`-th module after the two embeddings.
+    fn after_embeddings(model: &ModelConfig, index: usize) -> Self {
+        if model.bias {
+            let weight = 2 + 2 * index;
+            Self {
+                weight: ParameterId(weight),
+                bias: Some(ParameterId(weight + 1)),
+            }
+        } else {
+            Self {
+                weight: ParameterId(2 + index),
+                bias: None,
+            }
+        }
+    }
+}
+
 /// Memory for one tensor, for as long as the plan needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Buffer {

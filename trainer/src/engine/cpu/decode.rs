@@ -6,7 +6,7 @@ use kernels::{embedding, layernorm, matmul};
 use super::buffer::Buffer;
 use super::run::{Context, elements, run};
 use crate::engine::Profile;
-use crate::engine::plan::{Layout, PlanRequest, Recompute};
+use crate::engine::plan::{Layout, Module, Part, PlanRequest, Recompute};
 use crate::model::ModelConfig;
 
 /// The sequence seen last, and what is known of it.
@@ -113,9 +113,9 @@ impl Decoder {
         let (mut qkv, mut act) = (vec![0.0; 3 * c], vec![0.0; 4 * c]);
         let mut out = vec![0.0; c];
         for (layer, (keys, values)) in self.caches.iter_mut().enumerate() {
-            let module = |part: usize| 6 * layer + part;
-            weights.norm(&mut normed, &x, module(0));
-            weights.linear(&mut qkv, &normed, module(1), None);
+            let module = |part| Module::of(weights.model, layer, part);
+            weights.norm(&mut normed, &x, module(Part::Ln1));
+            weights.linear(&mut qkv, &normed, module(Part::CAttn), None);
             decode(
                 &mut attention,
                 keys,
@@ -124,13 +124,13 @@ impl Decoder {
                 weights.cache_dims(),
                 position,
             );
-            weights.linear(&mut out, &attention, module(2), Some(&x));
-            weights.norm(&mut normed, &out, module(3));
-            let (weight, bias, dims) = weights.module(module(4));
+            weights.linear(&mut out, &attention, module(Part::AttnCProj), Some(&x));
+            weights.norm(&mut normed, &out, module(Part::Ln2));
+            let (weight, bias, dims) = weights.module(module(Part::CFc));
             matmul::cpu::forward_gelu_alone(&mut act, &normed, weight, bias, dims);
-            weights.linear(&mut x, &act, module(5), Some(&out));
+            weights.linear(&mut x, &act, module(Part::MlpCProj), Some(&out));
         }
-        weights.norm(&mut normed, &x, 6 * weights.model.n_layer);
+        weights.norm(&mut normed, &x, Module::ln_f(weights.model));
         normed
     }
 }
@@ -147,11 +147,10 @@ impl Weights<'_> {
         &self.parameters[self.layout.places[index].clone()]
     }
 
-    /// Weight, bias and dimensions of the `index`-th module after the two embeddings.
-    fn module(&self, index: usize) -> (&[f32], Option<&[f32]>, matmul::Dims) {
-        let stride = if self.model.bias { 2 } else { 1 };
-        let weight = 2 + stride * index;
-        let bias = self.model.bias.then(|| self.parameter(weight + 1));
+    /// Weight, bias and dimensions of a module.
+    fn module(&self, module: Module) -> (&[f32], Option<&[f32]>, matmul::Dims) {
+        let weight = module.weight.0;
+        let bias = module.bias.map(|bias| self.parameter(bias.0));
         let shape = &self.layout.parameters[weight].shape;
         let dims = matmul::Dims {
             m: 1,
@@ -161,12 +160,12 @@ impl Weights<'_> {
         (self.parameter(weight), bias, dims)
     }
 
-    fn norm(&self, out: &mut [f32], x: &[f32], module: usize) {
+    fn norm(&self, out: &mut [f32], x: &[f32], module: Module) {
         let (weight, bias, _) = self.module(module);
         layernorm::cpu::forward(out, &mut [0.0], &mut [0.0], x, weight, bias);
     }
 
-    fn linear(&self, out: &mut [f32], x: &[f32], module: usize, residual: Option<&[f32]>) {
+    fn linear(&self, out: &mut [f32], x: &[f32], module: Module, residual: Option<&[f32]>) {
         let (weight, bias, dims) = self.module(module);
         matmul::cpu::forward(out, x, weight, bias, residual, dims);
     }

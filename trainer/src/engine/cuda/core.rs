@@ -5,11 +5,12 @@ use kernels::controller::{LossScaling, Settings, StepState};
 use kernels::cuda::{Buffer, CudaError, Device, Stream};
 use kernels::{global_norm, matmul};
 
+use super::decode::Decoder;
 use super::hazards::Streams;
 use super::memory::{Parameters, Precision, Workspace};
 use super::plans::plans;
 use super::run::Context;
-use crate::engine::plan::{Dtype, Plan};
+use crate::engine::plan::{BufferId, Dtype, Plan};
 use crate::engine::{Hyperparameters, Recompute, Shape};
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream as RandomStream};
@@ -36,6 +37,8 @@ pub(super) struct Core<T> {
     /// Inputs and targets.
     pub(super) batch: Buffer<i32>, // (2, B, T)
     pub(super) prompt: Buffer<i32>, // (1, block_size)
+    /// `None` where the kernels do not take the model.
+    pub(super) decoder: Option<Decoder<T>>,
 }
 
 /// A piece of work that is repeated as a whole.
@@ -45,11 +48,14 @@ pub(super) enum Work {
     MicroStep,
     Update,
     Evaluation,
+    /// A prompt.
     Generation,
+    /// The token after it.
+    Decoding,
 }
 
 impl Work {
-    pub(super) const COUNT: usize = Self::Generation as usize + 1;
+    pub(super) const COUNT: usize = Self::Decoding as usize + 1;
 }
 
 impl<T: Precision> Core<T> {
@@ -71,6 +77,7 @@ impl<T: Precision> Core<T> {
             arena: device.alloc(arena_bytes.unwrap_or(0))?,
             batch: device.alloc(2 * training.rows())?,
             prompt: device.alloc(model.block_size)?,
+            decoder: Decoder::new(device, model)?,
             model: model.clone(),
             device: device.clone(),
             hyper,
@@ -105,7 +112,24 @@ impl<T: Precision> Core<T> {
                 self.controller.end_step(main)
             }
             Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
-            Work::Generation => self.context(&self.generation, &self.prompt).run(streams),
+            Work::Generation => {
+                self.context(&self.generation, &self.prompt).run(streams)?;
+                let place = |id: &BufferId| self.generation.buffers[id.0].place.clone();
+                let qkv = self
+                    .generation
+                    .qkv
+                    .iter()
+                    .map(|id| self.arena.view(place(id)));
+                let qkv: Vec<Buffer<T>> = qkv.collect();
+                match &mut self.decoder {
+                    Some(decoder) => decoder.add_store(main, &qkv),
+                    None => Ok(()),
+                }
+            }
+            Work::Decoding => {
+                let decoder = self.decoder.as_mut().expect("asked of models it takes");
+                decoder.add_step(main, &self.model, &self.parameters)
+            }
         }
     }
 

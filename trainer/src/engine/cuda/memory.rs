@@ -3,9 +3,10 @@
 
 use kernels::adamw::cuda as adamw;
 use kernels::cuda::{Buffer, CudaError, Device, Float, Properties, Stream};
+use kernels::decode::cuda::{self as decode, CacheDims};
 use kernels::{embedding, global_norm, layernorm, matmul};
 
-use crate::engine::plan::{Dtype, Layout, Op, Plan};
+use crate::engine::plan::{Dtype, Layout, Module, Op, ParameterId, Plan};
 use crate::engine::{Hyperparameters, Memory, Recompute};
 use crate::model::{ModelConfig, NamedTensor};
 
@@ -38,6 +39,28 @@ pub(super) fn layout(model: &ModelConfig) -> Layout {
 
 pub(super) fn padded_vocab_size(model: &ModelConfig) -> usize {
     model.vocab_size.next_multiple_of(VOCABULARY_MULTIPLE)
+}
+
+/// The keys or values of a layer that generation keeps; `None` for models that its kernels do not
+/// take, where every token is a prompt.
+pub(super) fn cache_dims(model: &ModelConfig) -> Option<CacheDims> {
+    let dims = CacheDims {
+        heads: model.n_head,
+        head_size: model.n_embd / model.n_head,
+        block_size: model.block_size,
+    };
+    decode::is_supported(dims, 4 * model.n_embd).then_some(dims)
+}
+
+/// What a decoder takes.
+fn decoder_bytes<T: Precision>(model: &ModelConfig) -> usize {
+    cache_dims(model).map_or(0, |dims| {
+        let caches = 2 * model.n_layer * dims.len();
+        let token = 10 * model.n_embd;
+        (caches + token) * size_of::<T>()
+            + 2 * size_of::<i32>()
+            + padded_vocab_size(model) * size_of::<f32>()
+    })
 }
 
 /// Master weights, their copy that the products read, gradients and moments, each of the layout's
@@ -75,6 +98,28 @@ impl<T: Precision> Parameters<T> {
         let initial = model.initialise(seed);
         parameters.set_masters(&initial.iter().collect::<Vec<_>>())?;
         Ok(parameters)
+    }
+
+    /// What forward and backward read of a module: weight and bias.
+    pub(super) fn module(&self, module: Module) -> (Buffer<T>, Option<Buffer<T>>) {
+        (
+            self.weight(module.weight),
+            module.bias.map(|bias| self.weight(bias)),
+        )
+    }
+
+    /// Of tokens and of positions.
+    pub(super) fn embeddings(&self) -> [Buffer<T>; 2] {
+        [0, 1].map(|id| self.weight(ParameterId(id)))
+    }
+
+    /// The head's weight: the token embeddings with their padding.
+    pub(super) fn padded_wte(&self) -> Buffer<T> {
+        self.weights.slice(self.layout.padded_wte.clone())
+    }
+
+    fn weight(&self, id: ParameterId) -> Buffer<T> {
+        self.weights.slice(self.layout.places[id.0].clone())
     }
 
     /// Replaces the parameters, which are the layout's.
@@ -236,12 +281,13 @@ pub(super) fn memory<T: Precision>(
     };
     let fp32 = (layout.elements * size_of::<f32>()) as u64;
     let arena = plans.iter().map(|plan| plan.arena_bytes).max();
+    let workspace = WorkspaceSizes::of(plans[0], layout, properties).bytes();
     Memory {
         weights: fp32 + (layout.elements * copy) as u64,
         gradients: fp32,
         moments: 2 * fp32,
         activations: arena.unwrap_or(0) as u64,
-        workspace: WorkspaceSizes::of(plans[0], layout, properties).bytes() as u64,
+        workspace: (workspace + decoder_bytes::<T>(&plans[0].model)) as u64,
         recompute,
     }
 }

@@ -1,6 +1,6 @@
 //! Building a plan: the GPT of nanoGPT, forward and backward, in the order it runs.
 
-use super::{Buffer, BufferId, Dtype, Module, Normed, Op, ParameterId, Plan, Recompute, arena};
+use super::{Buffer, BufferId, Dtype, Module, Normed, Op, Part, Plan, Recompute, arena};
 use crate::model::ModelConfig;
 
 /// What a plan is wanted for.
@@ -53,17 +53,6 @@ struct Builder<'a> {
     rows: usize,
     ops: Vec<Op>,
     buffers: Vec<Buffer>,
-}
-
-/// The modules of a block, in the order of [`ModelConfig::parameters`].
-#[derive(Clone, Copy)]
-enum Part {
-    Ln1,
-    CAttn,
-    AttnCProj,
-    Ln2,
-    CFc,
-    MlpCProj,
 }
 
 impl PlanRequest<'_> {
@@ -142,24 +131,8 @@ impl Builder<'_> {
         }
     }
 
-    /// The parameters of the `index`-th module after the two embeddings.
-    fn module(&self, index: usize) -> Module {
-        if self.request.model.bias {
-            let weight = 2 + 2 * index;
-            Module {
-                weight: ParameterId(weight),
-                bias: Some(ParameterId(weight + 1)),
-            }
-        } else {
-            Module {
-                weight: ParameterId(2 + index),
-                bias: None,
-            }
-        }
-    }
-
     fn part(&self, layer: usize, part: Part) -> Module {
-        self.module(6 * layer + part as usize)
+        Module::of(self.request.model, layer, part)
     }
 
     /// Dropouts are numbered: 0 after the embedding, then attention weights, attention output and
@@ -183,7 +156,7 @@ impl Builder<'_> {
         self.ops.push(Op::LayerNorm {
             normed: ln_f,
             x,
-            module: self.module(6 * n_layer),
+            module: Module::ln_f(self.request.model),
         });
         let qkv = saved.iter().map(|block| block.qkv).collect();
         (saved, x, ln_f, qkv)
@@ -349,7 +322,7 @@ impl Builder<'_> {
             dout: dln_f,
             x,
             normed: ln_f,
-            module: self.module(6 * model.n_layer),
+            module: Module::ln_f(model),
             assign: true,
         });
         for (layer, block) in saved.iter().enumerate().rev() {

@@ -232,3 +232,54 @@ fn memory_is_what_was_foreseen() {
     let foreseen = super::super::cuda::memory::<bf16>(&model, true, SHAPE, &properties);
     assert_eq!(engine.memory(), Some(foreseen));
 }
+
+/// Logits of a growing sequence, token by token and each as a prompt of its own.
+fn check_generation<T: Precision>(
+    model: &ModelConfig,
+    tolerance: f64,
+    change: impl Fn(CudaEngine<T>) -> CudaEngine<T>,
+) {
+    let shape = Shape {
+        batch_size: 1,
+        block_size: model.block_size,
+        recompute: Recompute::None,
+    };
+    let engine = || -> CudaEngine<T> {
+        let (device, hyper) = (device(Order::Random), hyper(0.0, 1));
+        CudaEngine::new(&device, model, hyper, shape, Launch::Graphs).unwrap()
+    };
+    let (mut growing, mut prompts) = (change(engine()), engine());
+    let vocab_size = model.vocab_size as u32;
+    let text: Vec<u32> = (0..model.block_size as u32)
+        .map(|i| (i * i + 7 * i) % vocab_size)
+        .collect();
+    for end in 1..=text.len() {
+        // Two tokens at once now and then.
+        if end % 5 == 3 {
+            continue;
+        }
+        let got = growing.logits(&text[..end]).unwrap();
+        // A sequence that shares nothing with the one before.
+        prompts.logits(&[vocab_size - 1 - text[0]]).unwrap();
+        let expected = prompts.logits(&text[..end]).unwrap();
+        let square = |x: f32| f64::from(x).powi(2);
+        let pairs = got.iter().zip(&expected);
+        let error = pairs.map(|(&a, &b)| square(a - b)).sum::<f64>();
+        let norm = expected.iter().map(|&x| square(x)).sum::<f64>();
+        let error = (error / norm).sqrt();
+        assert!(error < tolerance, "{} {end}: {error:e}", T::NAME);
+    }
+}
+
+#[test]
+fn tokens_that_follow_a_prompt_are_as_if_they_were_in_it() {
+    check_generation::<f32>(&model(true), 1e-5, |engine| engine);
+    check_generation::<bf16>(&model(true), 2e-2, |engine| engine);
+    check_generation::<f16>(&model(false), 3e-3, |engine| engine);
+}
+
+/// As for models whose rows of weights do not fit shared memory: every token is a prompt.
+#[test]
+fn without_a_decoder_generation_is_the_same() {
+    check_generation::<f32>(&model(true), 1e-6, |engine| engine.without_decoder());
+}
