@@ -6,8 +6,24 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dist=$root/dist/gpu
 out=${OUT:-$root/bench/out}
-stages=(conformance kernels engine)
+stages=(conformance kernels parity ceilings peer ours train profile)
 run_s_max=60
+figures_s_max=150
+train_s_max=170
+trainer_device=${TRAINER_DEVICE:-cuda}
+steps=${STEPS:-50}
+python=${PEER_PYTHON:-python3}
+# Shapes of peer, ours and profile: nanoGPT's character model, and GPT-2 124M in batches of three
+# sizes. An iteration is one micro-step.
+declare -A shapes=(
+    [char]="--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --vocab_size=65 --batch_size=64
+        --dropout=0.2"
+    [gpt2-16]="--n_layer=12 --n_head=12 --n_embd=768 --block_size=1024 --vocab_size=50304
+        --batch_size=16 --dropout=0.0"
+)
+shapes[gpt2-32]=${shapes[gpt2-16]/=16/=32}
+shapes[gpt2-64]=${shapes[gpt2-16]/=16/=64}
+read -r -a shape_names <<<"${SHAPES:-char gpt2-16 gpt2-32 gpt2-64}"
 
 usage() {
     cat <<TEXT
@@ -16,8 +32,18 @@ usage: bench/gpu.sh build           needs nvcc, no GPU: puts the programs into d
 stages:
   conformance   what the wrappers of device.cuh do, against the recorded outputs
   kernels       every room's tests on the GPU; again under compute-sanitizer, if there is one
-  engine        whole steps on the GPU against the CPU's engine, in every precision
+  parity        whole steps on the GPU against recorded runs and the CPU's engine
+  ceilings      the rates of a copy and of a product in 16 bits
+  peer, ours    iterations of nanoGPT in PyTorch under torch.compile and of the trainer, and the
+                seconds to the first step; after both, their ratios
+  train         shakespeare_char to its end: time and validation loss
+  profile       where the time of an iteration goes, room by room; ncu, if there is one
 environment:
+  PEER_PYTHON         the python that has torch (default: python3)
+  TRAINER_DEVICE      for ceilings to profile: the key device (default: cuda)
+  SHAPES              for peer and ours (default: char gpt2-16 gpt2-32 gpt2-64)
+  STEPS               for peer and ours: timed iterations (default: 50)
+  TRAIN_ITERS         for train: iterations (default: the config's 5000)
   ANNEAL_CUDA_ARCHS   for build: the targets, such as 90 (default: all)
   OUT                 for run: the folder for logs and results (default: bench/out)
 TEXT
@@ -45,8 +71,13 @@ for message in map(json.loads, sys.stdin):
         print(message["executable"])')
         strip -o "$dist/$package-tests" "$tests"
     done
+    rm -rf "$dist/golden"
+    cp -r ../shared/golden "$dist/golden"
+    # For the stage train: tiny Shakespeare, if it can be had here.
+    "$dist/trainer" prepare shakespeare_char --out="$dist/shakespeare_char" --overwrite ||
+        echo "bench/gpu.sh: without it the stage train is skipped (see ANNEAL_DATA)" >&2
     describe_tree >"$dist/commit"
-    du -h "$dist"/*
+    du -sh "$dist"/*
 }
 
 describe_tree() {
@@ -77,10 +108,10 @@ tests() {
     shift 3
     local log=$out/$name.log status=0 start=$EPOCHREALTIME
     echo "== $stage: $what"
-    ANNEAL_TEST_DEVICE=cuda ANNEAL_CONFORMANCE_OUT=$out/$name \
+    ANNEAL_TEST_DEVICE=cuda ANNEAL_CONFORMANCE_OUT=$out/$name ANNEAL_GOLDEN=$dist/golden \
         timeout --kill-after=10 "$run_s_max" "$@" --test-threads=1 >"$log" 2>&1 || status=$?
     local seconds passed broken verdict=ok
-    seconds=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    seconds=$(seconds_since "$start")
     passed=$(grep -c '^test .* ok$' "$log" || true)
     broken=$(grep -c '^test .* FAILED$' "$log" || true)
     if [[ $status -eq 124 || $status -eq 137 ]]; then
@@ -123,9 +154,120 @@ stage_kernels() {
     done
 }
 
-stage_engine() {
-    tests engine "device" engine-device "$dist/trainer-tests" engine::tests::device || true
-    tests engine "contract" engine-contract "$dist/trainer-tests" on_cuda || true
+stage_parity() {
+    local tests=$dist/trainer-tests
+    tests parity "recorded runs" parity-golden "$tests" _cuda:: || true
+    tests parity "CPU's engine" parity-device "$tests" engine::tests::device || true
+    tests parity "contract" parity-contract "$tests" on_cuda || true
+}
+
+# Runs a program that prints a JSON object on its last line: stage, what, name of log and result,
+# which figures to show (see gpu.py), then the command.
+figures() {
+    local stage=$1 what=$2 name=$3 kind=$4
+    shift 4
+    local log=$out/$name.log result=$out/$name.json status=0 text="" start=$EPOCHREALTIME verdict=ok
+    echo "== $stage: $what"
+    timeout --kill-after=10 "$figures_s_max" "$@" >"$log" 2>&1 || status=$?
+    if [[ $status -eq 124 || $status -eq 137 ]]; then
+        verdict="stopped after $figures_s_max s"
+    elif [[ $status -ne 0 ]]; then
+        verdict="FAILED ($status)"
+    elif ! text=$(tail -n 1 "$log" | python3 "$root/bench/gpu.py" figures "$commit" "$device" \
+        "$result" "$kind"); then
+        verdict="FAILED (no figures)"
+    fi
+    [[ $verdict == ok ]] || tail -n 20 "$log"
+    [[ -z $text ]] || echo "   $text"
+    row "$stage" "$what" - - "$(seconds_since "$start")" "$verdict"
+    [[ $verdict == ok ]]
+}
+
+seconds_since() {
+    awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'
+}
+
+stage_ceilings() {
+    # The smallest step that there is: the rates stand in what it prints.
+    figures ceilings "copy and product" ceilings ceilings \
+        "$dist/trainer" bench --device="$trainer_device" --steps=1 --warmup_steps=0 --n_layer=1 \
+        --n_head=1 --n_embd=64 --block_size=32 --batch_size=1 --vocab_size=64 || true
+}
+
+stage_peer() {
+    if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null &&
+        [[ $trainer_device == cuda ]]; then
+        row peer torch - - - "skipped: $python has no torch with a GPU"
+        return
+    fi
+    local name words device=$trainer_device
+    [[ $device == cuda ]] || device=cpu
+    for name in "${shape_names[@]}"; do
+        read -r -d '' -a words <<<"${shapes[$name]}" || true
+        figures peer "$name" "peer-$name" iteration "$python" "$root/bench/peer_torch.py" \
+            --device="$device" --compile --steps="$steps" "${words[@]}" || true
+    done
+}
+
+stage_ours() {
+    local name words
+    for name in "${shape_names[@]}"; do
+        read -r -d '' -a words <<<"${shapes[$name]}" || true
+        figures ours "$name" "ours-$name" iteration "$dist/trainer" bench \
+            --device="$trainer_device" --steps="$steps" --gradient_accumulation_steps=1 \
+            "${words[@]}" || true
+    done
+    python3 "$root/bench/gpu.py" ratios "$out" "${shape_names[@]}" | tee "$out/ratios.txt"
+}
+
+# nanoGPT's README: 1.4697 after 5000 iterations.
+stage_train() {
+    local data=$dist/shakespeare_char
+    if [[ ! -d $data ]]; then
+        row train shakespeare_char - - - "skipped: no $data"
+        return
+    fi
+    local run=$out/train log=$out/train.log status=0 start=$EPOCHREALTIME verdict=ok
+    echo "== train: shakespeare_char"
+    rm -rf "$run"
+    timeout --kill-after=10 "$train_s_max" "$dist/trainer" --config shakespeare_char \
+        --device="$trainer_device" --data_dir="$data" --out_dir="$run" --progress=lines \
+        ${TRAIN_ITERS:+--max_iters="$TRAIN_ITERS"} \
+        >"$log" 2>&1 || status=$?
+    [[ $status -eq 0 ]] || verdict="FAILED ($status)"
+    local text
+    text=$(python3 "$root/bench/gpu.py" train "$run/events.jsonl" "$out/train.json" \
+        "${TRAIN_ITERS:-5000}") || verdict="FAILED ($text)"
+    [[ $verdict == ok ]] || tail -n 20 "$log"
+    echo "   $text"
+    row train shakespeare_char - - "$(seconds_since "$start")" "$verdict"
+}
+
+stage_profile() {
+    local name words
+    for name in char gpt2-16; do
+        read -r -d '' -a words <<<"${shapes[$name]}" || true
+        figures profile "$name" "profile-$name" iteration \
+            "$dist/trainer" bench --device="$trainer_device" --steps=5 \
+            --gradient_accumulation_steps=1 "${words[@]}" || continue
+        python3 "$root/bench/gpu.py" rooms "$out/profile-$name.json" |
+            tee "$out/profile-$name.txt"
+    done
+    local ncu
+    if ! ncu=$(find_tool ncu); then
+        row profile ncu - - - "skipped: not found"
+        return
+    fi
+    read -r -d '' -a words <<<"${shapes[gpt2-16]}" || true
+    local status=0 verdict=ok start=$EPOCHREALTIME
+    echo "== profile: ncu"
+    timeout --kill-after=10 "$figures_s_max" "$ncu" --set basic --launch-skip 400 \
+        --launch-count 60 --csv "$dist/trainer" bench --device="$trainer_device" --steps=1 \
+        --warmup_steps=0 --gradient_accumulation_steps=1 "${words[@]}" \
+        >"$out/ncu.csv" 2>"$out/ncu.log" || status=$?
+    # Many machines keep the counters from users that are not root.
+    [[ $status -eq 0 ]] || verdict="skipped: ncu ended with $status"
+    row profile ncu - - "$(seconds_since "$start")" "$verdict"
 }
 
 find_tool() {
@@ -146,7 +288,7 @@ run() {
             fail "no stage \`$stage\`, expected some of: ${stages[*]}"
     done
     local program
-    for program in kernels-tests trainer-tests; do
+    for program in trainer kernels-tests trainer-tests; do
         [[ -x $dist/$program ]] || fail "$dist/$program is missing: run bench/gpu.sh build"
     done
     mkdir -p "$out"

@@ -13,6 +13,10 @@ To install: python3 -m venv ~/peer && ~/peer/bin/pip install torch==2.11.0 numpy
 then PEER_PYTHON=~/peer/bin/python. `--compile` also needs a C++ compiler.
 """
 
+import time
+
+STARTED = time.time()  # before the libraries: a user waits for them, too
+
 import argparse
 import json
 import math
@@ -20,7 +24,6 @@ import os
 import resource
 import statistics
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -248,6 +251,9 @@ def measure(c):
             marks.append(mark())
         batches = data.accumulation()
         losses.append(trainer.step(batches)[0] if train else trainer.evaluate(batches))
+        if i == 0:
+            float(losses[0])  # waits
+            first_step_s = time.time() - STARTED
     marks.append(mark())
     if cuda:
         torch.cuda.synchronize()
@@ -260,6 +266,7 @@ def measure(c):
         "ms_per_iteration": round(median, 4),
         "ms_all": [round(t, 4) for t in times],
         "tokens_per_second": round(tokens / median * 1e3, 1),
+        "first_step_s": round(first_step_s, 3),
         "loss_first": float(losses[0]),
         "loss_last": float(losses[-1]),
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),

@@ -92,7 +92,7 @@ pub fn run(arguments: Vec<String>, started: Instant) -> Result<ExitCode> {
         Ok(Command::Prepare(arguments)) => prepare::run(&arguments, started),
         Ok(Command::Sample(arguments)) => sample::run(&arguments),
         Ok(Command::Eval(words)) => evaluate::run(words, started),
-        Ok(Command::Bench(words)) => bench::run(words),
+        Ok(Command::Bench(words)) => bench::run(words, started),
         Ok(Command::Estimate(words)) => estimate::run(words),
         Err(error) if error.use_stderr() => Err(usage_error(&error)),
         Err(help) => print(&help.render().to_string()),

@@ -89,11 +89,21 @@ impl Device {
     /// Memory that can still be allocated, in bytes; `None` on the emulator, whose memory is the
     /// host's.
     pub fn free_bytes(&self) -> Result<Option<u64>, CudaError> {
+        Ok(self.memory_bytes()?.map(|(free, _)| free))
+    }
+
+    /// Memory of the device in use, by whomever; `None` on the emulator.
+    pub fn used_bytes(&self) -> Result<Option<u64>, CudaError> {
+        Ok(self.memory_bytes()?.map(|(free, all)| all - free))
+    }
+
+    /// Free and in all.
+    fn memory_bytes(&self) -> Result<Option<(u64, u64)>, CudaError> {
         match &self.home {
             #[cfg(any(test, feature = "emulator"))]
             Home::Emulated(_) => Ok(None),
             #[cfg(feature = "cuda")]
-            Home::Cuda(driver) => driver.free_bytes().map(Some),
+            Home::Cuda(driver) => driver.memory_bytes().map(Some),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::machine;
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream};
 
-pub(super) fn run(mut words: Words) -> Result<ExitCode> {
+pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let source = words.take("config")?;
     let steps = words.take_number("steps", 20)?.max(1);
     let warmup_steps = words.take_number("warmup_steps", 3)?;
@@ -40,12 +40,25 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let model = model_of(config);
     let config = &engine::fitted(&place, config, &model)?;
     let mut engine = engine::build(&place, config, &model)?;
-    let (times, losses) = time(engine.as_mut(), config, &mode, warmup_steps, steps)?;
-    let profile = engine.take_profile();
+    let mut bench = Bench::new(config, &model, &mode, started);
+    bench.steps(engine.as_mut(), warmup_steps)?;
+    engine.take_profile();
+    let times = bench.steps(engine.as_mut(), steps)?;
+    let mut profile = (steps, engine.take_profile());
+    let device_memory = place.used_bytes()?;
+    if profile.1.rooms.is_empty() {
+        engine.start_profile();
+        bench.steps(engine.as_mut(), PROFILED_STEPS)?;
+        profile = (PROFILED_STEPS, engine.take_profile());
+    }
     let peak_flops = engine.peak_flops()?;
     // Before the bandwidth's buffers count as well.
     let peak_memory = machine::peak_memory();
-    let rooms = rooms(&profile, steps, peak_flops, measured_bandwidth());
+    let (product, bandwidth) = match place.ceilings()? {
+        Some((product, bandwidth)) => (Some(product), bandwidth),
+        None => (peak_flops, measured_bandwidth()),
+    };
+    let rooms = rooms(&profile.1, profile.0, product, bandwidth);
     if format == "table" {
         return print(&table(&rooms));
     }
@@ -67,42 +80,96 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
         "ms_all": times,
         "tokens_per_second": tokens as f64 / (median / 1e3),
         "peak_gflops": peak_flops.map(|peak| peak / 1e9),
+        "measured_gflops": product.map(|rate| rate / 1e9),
+        "measured_gigabytes_per_second": bandwidth / 1e9,
         "mfu": peak_flops.filter(|_| mode == "train").map(|peak| flops_per_second / peak),
-        "loss_first": losses.first(),
-        "loss_last": losses.last(),
+        "loss_first": bench.losses.first(),
+        "loss_last": bench.losses.last(),
+        "first_step_s": bench.first_step_s,
+        "gpu_mib": device_memory.map(|bytes| bytes as f64 / f64::from(1 << 20)),
         "peak_rss_mib": peak_memory.map(|bytes| bytes as f64 / f64::from(1 << 20)),
         "rooms": rooms,
     });
     print(&report.to_string())
 }
 
-/// Milliseconds of every step after the warm-up, and the losses of all. The profile starts with the
-/// timed steps.
-fn time(
-    engine: &mut dyn Engine,
-    config: &Config,
-    mode: &str,
-    warmup_steps: u64,
-    steps: u64,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let (mut times, mut losses) = (Vec::new(), Vec::new());
-    let model = engine.model().clone();
-    for step in 0..warmup_steps + steps {
-        if step == warmup_steps {
-            engine.take_profile();
+/// Steps for the profile of an engine that must be asked for one.
+const PROFILED_STEPS: u64 = 3;
+/// Batches that are made before anything is timed, and used in turn.
+const BATCHES: u64 = 8;
+
+/// Steps on random tokens, as the training loop makes them.
+struct Bench {
+    batches: Vec<Batch>,
+    accumulation: u64,
+    learning_rate: f64,
+    trains: bool,
+    started: Instant,
+    /// Steps made.
+    step: u64,
+    losses: Vec<f64>,
+    /// From the start of the process to the end of the first step.
+    first_step_s: Option<f64>,
+}
+
+impl Bench {
+    fn new(config: &Config, model: &ModelConfig, mode: &str, started: Instant) -> Self {
+        Self {
+            batches: (0..BATCHES)
+                .map(|number| random_batch(config, model, number))
+                .collect(),
+            accumulation: config.gradient_accumulation_steps,
+            learning_rate: config.learning_rate,
+            trains: mode == "train",
+            started,
+            step: 0,
+            losses: Vec::new(),
+            first_step_s: None,
         }
-        let begin = Instant::now();
-        let loss = if mode == "train" {
-            train_step(engine, config, &model, step)?
-        } else {
-            engine.loss(&random_batch(config, &model, step, 0))?
-        };
-        if step >= warmup_steps {
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-        }
-        losses.push(loss);
     }
-    Ok((times, losses))
+
+    /// Makes this many steps; their milliseconds. A device may run behind: all of them are over at
+    /// the end.
+    fn steps(&mut self, engine: &mut dyn Engine, count: u64) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        let mut begin = Instant::now();
+        for number in 0..count {
+            if self.trains {
+                self.train(engine, number + 1 == count)?;
+            } else {
+                self.losses.push(engine.loss(self.batch(0))?);
+            }
+            self.step += 1;
+            let now = Instant::now();
+            times.push((now - begin).as_secs_f64() * 1e3);
+            begin = now;
+        }
+        Ok(times)
+    }
+
+    fn train(&mut self, engine: &mut dyn Engine, last: bool) -> Result<()> {
+        for micro in 0..self.accumulation {
+            let at = MicroStep {
+                step: self.step,
+                micro,
+            };
+            engine.forward_backward(self.batch(micro), at)?;
+        }
+        let told = engine.submit_update(self.learning_rate)?;
+        self.losses.extend(told.map(|stats| stats.loss));
+        if last || self.first_step_s.is_none() {
+            let told = engine.finish()?;
+            self.losses.extend(told.map(|stats| stats.loss));
+            let since_start = self.started.elapsed().as_secs_f64();
+            self.first_step_s.get_or_insert(since_start);
+        }
+        Ok(())
+    }
+
+    fn batch(&self, micro: u64) -> &Batch {
+        let number = self.step * self.accumulation + micro;
+        &self.batches[(number % BATCHES) as usize]
+    }
 }
 
 fn median(times: &[f64]) -> f64 {
@@ -188,22 +255,8 @@ fn measured_bandwidth() -> f64 {
     2.0 * size_of_val(from.as_slice()) as f64 / best
 }
 
-/// One optimizer step, as the training loop makes it.
-fn train_step(
-    engine: &mut dyn Engine,
-    config: &Config,
-    model: &ModelConfig,
-    step: u64,
-) -> Result<f64> {
-    for micro in 0..config.gradient_accumulation_steps {
-        let batch = random_batch(config, model, step, micro);
-        engine.forward_backward(&batch, MicroStep { step, micro })?;
-    }
-    Ok(engine.update(config.learning_rate)?.loss)
-}
-
-fn random_batch(config: &Config, model: &ModelConfig, step: u64, micro: u64) -> Batch {
-    let place = [step as u32, micro as u32, 0];
+fn random_batch(config: &Config, model: &ModelConfig, number: u64) -> Batch {
+    let place = [number as u32, 0, 0];
     let mut random = Philox::new(config.seed, Stream::TrainData).sequence(place);
     let elements = config.batch_size * config.block_size;
     let mut draw = || -> Vec<u32> {

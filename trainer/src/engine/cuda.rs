@@ -22,6 +22,7 @@ use kernels::controller::{Report, StepState};
 use kernels::cuda::{CudaError, Device, Event, Graph, HostBuffer, Stream};
 
 use self::core::{Core, Work, fresh_state};
+pub(super) use self::gpu::ceilings;
 use self::hazards::Streams;
 pub use self::memory::Precision;
 #[cfg(test)]
@@ -30,8 +31,8 @@ pub(super) use self::plans::needs;
 use self::snapshot::Copier;
 use super::plan::{Dtype, Layout};
 use super::{
-    Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, PendingState, Shape,
-    UpdateStats, in_order,
+    Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, PendingState, Profile,
+    Shape, UpdateStats, in_order,
 };
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -46,6 +47,8 @@ pub enum Launch {
     Graphs,
     /// Kernel by kernel, on one stream.
     Direct,
+    /// The same with the time of each measured.
+    Measured,
 }
 
 /// A model on a device with its AdamW state; activations and weights are of type `T`.
@@ -73,6 +76,7 @@ pub struct CudaEngine<T> {
     copied: Option<Arc<Event>>,
     /// Losses of evaluation's batches, in turn.
     losses: [HostBuffer<f32>; STAGES], // (B, T)
+    profile: Profile,
 }
 
 /// Host memory that batches are copied from.
@@ -123,6 +127,7 @@ impl<T: Precision> CudaEngine<T> {
             copier: Copier::new(device)?,
             copied: None,
             losses: [losses()?, losses()?, losses()?, losses()?],
+            profile: Profile::default(),
         })
     }
 
@@ -154,8 +159,14 @@ impl<T: Precision> CudaEngine<T> {
         let Self {
             core, main, side, ..
         } = self;
-        if self.launch == Launch::Direct {
-            return Ok(core.add(work, &mut Streams::new(main, None))?);
+        match self.launch {
+            Launch::Direct => return Ok(core.add(work, &mut Streams::new(main, None))?),
+            Launch::Measured => {
+                let mut streams = Streams::measured(main);
+                core.add(work, &mut streams)?;
+                return Ok(streams.tell(&mut self.profile)?);
+            }
+            Launch::Graphs => {}
         }
         let graph = &mut self.graphs[work as usize];
         if graph.is_none() {
@@ -472,6 +483,15 @@ impl<T: Precision> Engine for CudaEngine<T> {
         let (copied, pending) = begun?;
         self.copied = Some(copied);
         Ok(pending)
+    }
+
+    fn start_profile(&mut self) {
+        self.launch = Launch::Measured;
+        self.profile = Profile::default();
+    }
+
+    fn take_profile(&mut self) -> Profile {
+        std::mem::take(&mut self.profile)
     }
 
     fn load_parameters(&mut self, parameters: &[NamedTensor]) -> Result<()> {

@@ -35,6 +35,34 @@ impl Place {
         }
     }
 
+    /// Memory of a GPU that is in use, by whomever; `None` for a CPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where it fails.
+    pub fn used_bytes(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(any(test, feature = "device"))]
+            Self::Gpu(device) => Ok(device.used_bytes()?),
+        }
+    }
+
+    /// What a GPU does at most, measured: FLOP/s of a large product in 16 bits, and bytes per second
+    /// that a copy within its memory reads and writes; `None` for a CPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where it fails.
+    pub fn ceilings(&self) -> Result<Option<(f64, f64)>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(any(test, feature = "device"))]
+            Self::Gpu(device) => {
+                let ceilings = super::cuda::ceilings(device)?;
+                Ok(Some((ceilings.flops, ceilings.bytes)))
+            }
+        }
+    }
+
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)
     }

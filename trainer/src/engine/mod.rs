@@ -117,6 +117,9 @@ pub trait Engine {
     /// As [`Self::load_parameters`]; nothing is replaced then.
     fn load_state(&mut self, state: &EngineState) -> Result<()>;
 
+    /// From now on rooms are timed, at whatever cost.
+    fn start_profile(&mut self) {}
+
     /// Time by room since the last call; empty where an engine does not tell.
     fn take_profile(&mut self) -> Profile {
         Profile::default()

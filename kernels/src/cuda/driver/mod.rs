@@ -113,11 +113,12 @@ impl Driver {
         result::ctx::synchronize().map_err(|error| self.error("waiting for work", error))
     }
 
-    pub(super) fn free_bytes(&self) -> Result<u64, CudaError> {
+    /// Free and in all.
+    pub(super) fn memory_bytes(&self) -> Result<(u64, u64), CudaError> {
         self.enter()?;
-        let (free, _) =
-            result::mem_get_info().map_err(|error| self.error("cuMemGetInfo", error))?;
-        Ok(free as u64)
+        let memory = result::mem_get_info();
+        let (free, all) = memory.map_err(|error| self.error("cuMemGetInfo", error))?;
+        Ok((free as u64, all as u64))
     }
 
     fn is_capturing(&self) -> bool {

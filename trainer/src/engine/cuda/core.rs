@@ -94,7 +94,11 @@ impl<T: Precision> Core<T> {
         match work {
             Work::FirstMicroStep => {
                 self.controller.begin_step(main)?;
-                main.zero(&mut self.parameters.gradients)?;
+                let gradients = &mut self.parameters.gradients;
+                let cost = (0.0, bytes_of(gradients));
+                streams.op("zero gradients", cost, |streams| {
+                    streams.main.zero(gradients)
+                })?;
                 self.micro_step(streams)
             }
             Work::MicroStep => self.micro_step(streams),
@@ -105,10 +109,17 @@ impl<T: Precision> Core<T> {
                     ..
                 } = &mut self.workspace;
                 let gradients = &self.parameters.gradients;
-                global_norm::cuda::partials(main, partials, nonfinite, gradients)?;
-                self.controller.prepare_update(main, partials, nonfinite)?;
-                self.parameters
-                    .step(main, self.controller.state(), &self.hyper)?;
+                let bytes = bytes_of(gradients);
+                streams.op("global norm", (0.0, bytes), |streams| {
+                    global_norm::cuda::partials(streams.main, partials, nonfinite, gradients)?;
+                    let controller = &mut self.controller;
+                    controller.prepare_update(streams.main, partials, nonfinite)
+                })?;
+                // Gradient, master and both moments are read, the last three written.
+                streams.op("adamw", (0.0, 7.0 * bytes), |streams| {
+                    let (state, hyper) = (self.controller.state(), &self.hyper);
+                    self.parameters.step(streams.main, state, hyper)
+                })?;
                 self.controller.end_step(main)
             }
             Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
@@ -186,6 +197,11 @@ impl<T: Precision> Core<T> {
         let logits = &logits[..self.model.vocab_size];
         Ok(logits.iter().map(|x| x.to_f64() as f32).collect())
     }
+}
+
+/// In fp32.
+fn bytes_of(buffer: &Buffer<f32>) -> f64 {
+    (buffer.len() * size_of::<f32>()) as f64
 }
 
 fn settings<T: Precision>(hyper: &Hyperparameters) -> Settings {

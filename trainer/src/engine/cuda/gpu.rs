@@ -1,7 +1,7 @@
 //! What a GPU means to a run: the precision it computes in, its peak rate, the models it takes.
 
 use kernels::attention::cuda::{DROPPED_WEIGHTS_MAX, HEAD_SIZE_MAX};
-use kernels::cuda::{CudaError, Device, Float, Properties};
+use kernels::cuda::{CudaError, Device, Float, Properties, Stream};
 use kernels::layernorm::cuda::CHANNELS_MAX;
 use kernels::matmul;
 
@@ -105,27 +105,78 @@ pub(super) fn peak_flops<T: Float>(device: &Device) -> std::result::Result<f64, 
     }
 }
 
+/// Rates that nothing on a device exceeds, measured.
+pub(in crate::engine) struct Ceilings {
+    /// FLOP/s of a large product in bf16, or fp16 where the GPU has no other.
+    pub(in crate::engine) flops: f64,
+    /// Bytes per second, read and written, of a copy within the device's memory.
+    pub(in crate::engine) bytes: f64,
+}
+
+/// Measures a device.
+///
+/// # Errors
+/// Where it fails.
+pub(in crate::engine) fn ceilings(device: &Device) -> std::result::Result<Ceilings, CudaError> {
+    let flops = match precision(device.properties(), "auto") {
+        Ok(Dtype::BF16) => measured::<half::bf16>(device)?,
+        _ => measured::<half::f16>(device)?,
+    };
+    Ok(Ceilings {
+        flops,
+        bytes: bandwidth(device)?,
+    })
+}
+
+/// Bytes per second, read and written, of a copy of what fits no cache.
+fn bandwidth(device: &Device) -> std::result::Result<f64, CudaError> {
+    // The emulator copies on the host.
+    let emulated = device.free_bytes()?.is_none();
+    let elements = if emulated { 1 << 18 } else { 1 << 28 };
+    let from = device.alloc_zeros::<f32>(elements)?;
+    let mut to = device.alloc::<f32>(elements)?;
+    let stream = device.stream()?;
+    let seconds = best_seconds(&stream, || stream.copy(&mut to, &from))?;
+    Ok(2.0 * (elements * size_of::<f32>()) as f64 / seconds)
+}
+
 /// Rate of a large product: the best of a few.
 fn measured<T: Float>(device: &Device) -> std::result::Result<f64, CudaError> {
-    const SIZE: usize = 4096;
-    const REPEATS: usize = 5;
+    // The emulator takes its time.
+    let size = if device.free_bytes()?.is_none() {
+        128
+    } else {
+        4096
+    };
     let dims = matmul::Dims {
-        m: SIZE,
-        k: SIZE,
-        n: SIZE,
+        m: size,
+        k: size,
+        n: size,
     };
     let stream = device.stream()?;
     // Zeros would cost less power, and so run faster, than what a run computes on.
-    let values = (0..SIZE * SIZE).map(|i| T::from_f64((i * 7 % 251) as f64 / 251.0 - 0.5));
+    let values = (0..size * size).map(|i| T::from_f64((i * 7 % 251) as f64 / 251.0 - 0.5));
     let x = device.upload(&values.collect::<Vec<_>>())?;
-    let mut out = device.alloc::<T>(SIZE * SIZE)?;
+    let mut out = device.alloc::<T>(size * size)?;
+    let seconds = best_seconds(&stream, || {
+        matmul::cuda::forward(&stream, &mut out, &x, &x, None, None, dims)
+    })?;
+    Ok(dims.flops() as f64 / seconds)
+}
+
+/// The shortest of a few repetitions of what `work` adds to the stream.
+fn best_seconds(
+    stream: &Stream,
+    mut work: impl FnMut() -> std::result::Result<(), CudaError>,
+) -> std::result::Result<f64, CudaError> {
+    const REPEATS: usize = 5;
     let mut best = f32::INFINITY;
     for _ in 0..REPEATS {
         let begin = stream.record()?;
-        matmul::cuda::forward(&stream, &mut out, &x, &x, None, None, dims)?;
+        work()?;
         let end = stream.record()?;
         stream.synchronize()?;
         best = best.min(end.milliseconds_since(&begin)?);
     }
-    Ok(dims.flops() as f64 / (f64::from(best) / 1e3))
+    Ok(f64::from(best) / 1e3)
 }

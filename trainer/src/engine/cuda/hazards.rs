@@ -1,10 +1,14 @@
+//! The streams that work is added to, and the time that it takes where somebody asks.
+//!
 //! What keeps the side stream's work apart from the main stream's: before an operation changes
 //! memory that work on the side still reads, the main stream waits for that work.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use kernels::cuda::{CudaError, Event, Stream};
 
+use crate::engine::Profile;
 use crate::engine::plan::{BufferId, Op, ParameterId, Plan};
 
 /// Work on the side stream that nobody has waited for.
@@ -23,6 +27,17 @@ pub(super) struct Streams<'a> {
     side: Option<&'a Stream>,
     /// In the order of the side stream.
     pending: Vec<Pending>,
+    /// What was measured, where it is asked for.
+    measured: Option<Vec<Measured>>,
+}
+
+/// An operation between two events.
+struct Measured {
+    room: &'static str,
+    flops: f64,
+    bytes: f64,
+    begin: Event,
+    end: Event,
 }
 
 impl<'a> Streams<'a> {
@@ -32,7 +47,51 @@ impl<'a> Streams<'a> {
             main,
             side,
             pending: Vec::new(),
+            measured: None,
         }
+    }
+
+    /// Everything on `main`, and the time of each operation measured.
+    pub(super) fn measured(main: &'a Stream) -> Self {
+        Self {
+            measured: Some(Vec::new()),
+            ..Self::new(main, None)
+        }
+    }
+
+    /// Adds an operation of this room.
+    pub(super) fn op(
+        &mut self,
+        room: &'static str,
+        (flops, bytes): (f64, f64),
+        work: impl FnOnce(&mut Self) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        if self.measured.is_none() {
+            return work(self);
+        }
+        let begin = self.main.record()?;
+        work(self)?;
+        let end = self.main.record()?;
+        let measured = Measured {
+            room,
+            flops,
+            bytes,
+            begin,
+            end,
+        };
+        self.measured.get_or_insert_default().push(measured);
+        Ok(())
+    }
+
+    /// Adds what was measured to a profile, once the device is done with it.
+    pub(super) fn tell(self, profile: &mut Profile) -> Result<(), CudaError> {
+        self.main.synchronize()?;
+        for it in self.measured.into_iter().flatten() {
+            let milliseconds = it.end.milliseconds_since(&it.begin)?;
+            let time = Duration::from_secs_f64(f64::from(milliseconds) / 1e3);
+            profile.add(it.room, time, it.flops, it.bytes);
+        }
+        Ok(())
     }
 
     /// Runs work for the gradient of a weight, which reads these buffers, after what the main

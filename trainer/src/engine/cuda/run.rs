@@ -42,11 +42,13 @@ impl<T: Precision> Context<'_, T> {
                 && x == out
             {
                 streams.before(self.plan, next)?;
-                self.embedding_layernorm(streams.main, *out, *normed, *module)?;
+                streams.op(op.room(), self.cost(op), |streams| {
+                    self.embedding_layernorm(streams.main, *out, *normed, *module)
+                })?;
                 ops.next();
                 continue;
             }
-            match op {
+            streams.op(op.room(), self.cost(op), |streams| match op {
                 Op::HeadBackward { .. }
                 | Op::LinearBackwardInput { .. }
                 | Op::LinearGeluBackwardInput { .. }
@@ -54,11 +56,16 @@ impl<T: Precision> Context<'_, T> {
                 | Op::LayerNormBackward { .. }
                 | Op::AttentionBackward { .. }
                 | Op::DropoutBackward { .. }
-                | Op::EmbeddingBackward { .. } => self.backward(streams, op)?,
-                _ => self.forward(streams.main, op)?,
-            }
+                | Op::EmbeddingBackward { .. } => self.backward(streams, op),
+                _ => self.forward(streams.main, op),
+            })?;
         }
         streams.join()
+    }
+
+    /// Floating-point operations of an operation's products, and the bytes that it has to move.
+    fn cost(&self, op: &Op) -> (f64, f64) {
+        (op.flops(self.plan), op.bytes(self.plan))
     }
 
     fn forward(&self, stream: &Stream, op: &Op) -> Result<(), CudaError> {
