@@ -17,6 +17,7 @@ pub mod child;
 pub mod follow;
 pub mod logs;
 pub mod reaper;
+pub mod provider;
 pub mod progress;
 pub mod state;
 pub mod status;

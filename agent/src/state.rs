@@ -4,14 +4,15 @@
 //! supervisor (`supervisor.rs`) is the function between them, and the loop in `run` carries the
 //! actions out. Limits of time and money, providers and the HTTP API will add their own.
 
+mod command;
 mod message;
 mod reason;
 
 use std::time::Duration;
 
+pub use command::{Change, Command, Drill, LimitsChange, StopOrder};
 pub use message::{
-    Action, Beat, Claim, Command, Event, Exit, Fault, Level, Published, Restored, Sight, Signal,
-    Verdict,
+    Action, Beat, Claim, Event, Exit, Fault, Level, Published, Restored, Sight, Signal, Verdict,
 };
 pub use reason::{Cause, Reason};
 

@@ -66,13 +66,18 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
 
 fn obey(state: &mut State, command: Command, now: Moment, todo: &mut Vec<Action>) {
     match command {
-        Command::Stop { now: at_once } => {
+        Command::Stop(order) => {
             ending::end(state, Reason::Stopped, now, todo);
-            if at_once {
+            if order.now {
                 ending::hurry(state, now, todo);
             }
         }
         Command::Save => ask_to_save(state, todo),
+        Command::Limits(_) | Command::KeepAlive(_) | Command::Yield | Command::Drill(_) => say(
+            todo,
+            Level::Warning,
+            "the orchestrator asks for something that this agent cannot do yet",
+        ),
         Command::Unknown(kind) => say(
             todo,
             Level::Warning,

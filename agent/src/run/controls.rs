@@ -1,7 +1,7 @@
 //! Commands that people leave in the store, in the order of their keys. Called by the loop's beats.
 
 use crate::job::Job;
-use crate::state::Command;
+use crate::state::{Command, StopOrder};
 use crate::storage::{Storage, StorageError};
 
 /// Commands read at once; the rest at the next beat.
@@ -39,8 +39,8 @@ fn parse_command(bytes: &[u8]) -> Command {
     let body: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     let word = |key: &str| body.get(key).and_then(|value| value.as_str());
     match (word("kind"), word("mode")) {
-        (Some("stop"), None | Some("graceful")) => Command::Stop { now: false },
-        (Some("stop"), Some("now")) => Command::Stop { now: true },
+        (Some("stop"), None | Some("graceful")) => Command::Stop(StopOrder::new(false)),
+        (Some("stop"), Some("now")) => Command::Stop(StopOrder::new(true)),
         (Some("checkpoint"), _) => Command::Save,
         (kind, _) => Command::Unknown(kind.unwrap_or("something unreadable").to_owned()),
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::Record;
 
-use super::Reason;
+use super::{Command, Reason};
 use crate::clock::Moment;
 use crate::error::ExitStatus;
 
@@ -60,7 +60,7 @@ pub enum Event {
     Released(Result<(), Fault>),
     /// Somebody wants this machine: a signal, later a provider's notice.
     Notice { source: String, grace: Duration },
-    /// The orchestrator says so, through the store.
+    /// A person or an orchestrator says so, through the store or over HTTP.
     Command(Command),
     /// A part of the agent itself broke down.
     Broken(String),
@@ -240,12 +240,4 @@ pub struct Exit {
     pub out_of_memory: bool,
     /// The newest whole checkpoint in the run directory now.
     pub local: Option<u64>,
-}
-
-/// What an orchestrator may ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    Stop { now: bool },
-    Save,
-    Unknown(String),
 }

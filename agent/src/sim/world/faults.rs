@@ -1,6 +1,7 @@
 //! What goes wrong in the simulator besides requests.
 
 use super::*;
+use crate::state::StopOrder;
 
 impl World {
     pub(in crate::sim) fn fault(&mut self) {
@@ -59,7 +60,10 @@ impl World {
             90..=93 => self.damage(),
             94..=95 => self.revoke(),
             96..=97 => self.deliver(agent, Event::Command(Command::Save)),
-            _ => self.deliver(agent, Event::Command(Command::Stop { now: dice == 99 })),
+            _ => self.deliver(
+                agent,
+                Event::Command(Command::Stop(StopOrder::new(dice == 99))),
+            ),
         }
     }
 

@@ -1,0 +1,163 @@
+//! The command line of the agent. Called by `main`.
+
+mod run;
+mod store;
+
+use std::ffi::OsString;
+use std::process::Command as Process;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ExitStatus};
+use crate::run as supervised;
+
+/// Words that begin a command of the agent; anything else is the trainer's.
+const COMMANDS: &[&str] = &[
+    "run",
+    "verify",
+    "probe-store",
+    "help",
+    "--help",
+    "-h",
+    "--version",
+    "-V",
+];
+/// Supervises a trainer and keeps its checkpoints in a store.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a trainer for a job: claim it, resume it, publish its checkpoints, restart it.
+    Run(run::Run),
+    /// Check everything that a store holds of a job.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// Read every byte instead of sizes and the store's own checksums.
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Find out what a store can do: whether one job has one trainer there, whatever happens.
+    ProbeStore {
+        /// s3://bucket/prefix or a folder.
+        #[arg(env = "AGENT_STORE", default_value = "./store")]
+        store: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// Where jobs are kept: s3://bucket/prefix or a folder.
+    #[arg(long, env = "AGENT_STORE", default_value = "./store")]
+    store: String,
+    /// Name of the job: words of letters, digits, '.', '_' and '-', joined by '/'.
+    #[arg(long, env = "AGENT_JOB", default_value = "default")]
+    job: String,
+}
+
+/// `90`, `90s`, `15m`, `6h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(split.unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1.0,
+        "ms" => 1e-3,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => {
+            return Err(format!(
+                "expected a number with ms, s, m or h, got {text:?}"
+            ));
+        }
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("expected a duration such as 90s or 15m, got {text:?}"))?;
+    Duration::try_from_secs_f64(number * scale).map_err(|error| format!("{text:?}: {error}"))
+}
+
+/// Runs what the arguments (without the program's name) ask for. What is for people to read goes to
+/// `print`.
+///
+/// # Errors
+/// If the command could not be carried out; the exit status says more.
+pub fn main(arguments: Vec<OsString>, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+    let first = arguments
+        .first()
+        .map(|word| word.to_string_lossy().into_owned());
+    match first {
+        Some(word) if !COMMANDS.contains(&word.as_str()) => Err(become_trainer(arguments)),
+        _ => {
+            let words = std::iter::once("agent".into()).chain(arguments);
+            let cli = match Cli::try_parse_from(words) {
+                Ok(cli) => cli,
+                Err(error) => {
+                    let failed = error.use_stderr();
+                    print(&error.to_string());
+                    let status = if failed {
+                        ExitStatus::Usage
+                    } else {
+                        ExitStatus::Completed
+                    };
+                    return Ok(status);
+                }
+            };
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .map_err(Error::machine("threads"))?;
+            let status = runtime.block_on(obey(cli.command, print));
+            // Tasks that wait for a store do not hold the end up.
+            runtime.shutdown_background();
+            status
+        }
+    }
+}
+
+async fn obey(command: Command, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+    match command {
+        Command::Run(run) => supervised::run(run.options().await?).await,
+        Command::Verify { place, deep } => store::verify(&place, deep, print).await,
+        Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
+    }
+}
+
+/// Hands the process over to the trainer: returns only if that failed.
+fn become_trainer(arguments: Vec<OsString>) -> Error {
+    use std::os::unix::process::CommandExt;
+    let program = supervised::find_program("trainer".into());
+    let source = Process::new(&program).args(arguments).exec();
+    Error::Machine {
+        what: program.to_string_lossy().into_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "m", "5 days", "1e999", "-3"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `agent run`: its flags, and what they mean for the supervisor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use protocol::RunDir;
+
+use super::{Place, duration};
+use crate::checkpoints::{Policy, Transfer};
+use crate::clock::BootClock;
+use crate::error::Error;
+use crate::job::{Holder, Job};
+use crate::lease::Terms;
+use crate::redact::Redactor;
+use crate::run::Options;
+use crate::state::{LeaseMode, OnLost, Settings};
+use crate::storage::open::open;
+
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+const LOGS_EVERY: Duration = Duration::from_secs(10);
+const KILL_BUDGET_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// The trainer's directory on this machine [default: runs/JOB].
+    #[arg(long, env = "AGENT_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// What the lease means: strict stops training before it can be lost, lenient goes on
+    /// unpublished, off is for a single container and any store.
+    #[arg(long, env = "AGENT_LEASE", value_enum, default_value = "strict")]
+    lease: LeaseArg,
+    /// What to do while another agent has the job.
+    #[arg(long, env = "AGENT_ON_LOST", value_enum, default_value = "exit")]
+    on_lost: OnLostArg,
+    /// Go on with a job that has ended.
+    #[arg(long)]
+    again: bool,
+    /// Failures in a row without a new checkpoint that are followed by a restart.
+    #[arg(long, env = "AGENT_MAX_RESTARTS", default_value_t = 5)]
+    max_restarts: u32,
+    /// From a signal to the moment that the machine is gone.
+    #[arg(long, env = "AGENT_GRACE", value_parser = duration, default_value = "30s")]
+    grace: Duration,
+    /// How long training may make no progress.
+    #[arg(long, env = "AGENT_STALL", value_parser = duration, default_value = "15m")]
+    stall: Duration,
+    /// How long the trainer may take from its start to training.
+    #[arg(long, env = "AGENT_START_DEADLINE", value_parser = duration, default_value = "30m")]
+    start_deadline: Duration,
+    /// How long a store that cannot be reached is waited for before and after training.
+    #[arg(long, env = "AGENT_STORE_PATIENCE", value_parser = duration, default_value = "1h")]
+    store_patience: Duration,
+    /// How long a lease outlives its last beat.
+    #[arg(long, env = "AGENT_TTL", value_parser = duration, default_value = "60s")]
+    ttl: Duration,
+    /// Checkpoints to keep in the store; the best one is kept besides.
+    #[arg(long, env = "AGENT_KEEP_LAST", default_value_t = 3)]
+    keep_last: usize,
+    /// Keep every checkpoint whose step is a multiple of this as well.
+    #[arg(long, env = "AGENT_KEEP_EVERY")]
+    keep_every: Option<u64>,
+    /// A secret of the agent's environment that the trainer gets all the same; may be repeated.
+    #[arg(long)]
+    pass_env: Vec<String>,
+    /// The trainer and its arguments; {run_dir} stands for its directory.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LeaseArg {
+    Strict,
+    Lenient,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnLostArg {
+    Exit,
+    Standby,
+}
+
+impl Run {
+    pub(super) async fn options(self) -> Result<Options, Error> {
+        let job = Job::new(&self.place.job).map_err(|error| Error::Usage(error.to_string()))?;
+        let run_dir = self
+            .run_dir
+            .unwrap_or_else(|| PathBuf::from("runs").join(job.id()));
+        let run_dir =
+            std::path::absolute(&run_dir).map_err(Error::machine(run_dir.display().to_string()))?;
+        let terms = Terms {
+            ttl: self.ttl,
+            slack: (self.ttl / 12).min(Duration::from_secs(5)),
+            ..Terms::default()
+        };
+        let settings = Settings {
+            lease: match self.lease {
+                LeaseArg::Strict => LeaseMode::Strict,
+                LeaseArg::Lenient => LeaseMode::Lenient,
+                LeaseArg::Off => LeaseMode::Off,
+            },
+            on_lost: match self.on_lost {
+                OnLostArg::Exit => OnLost::Exit,
+                OnLostArg::Standby => OnLost::Standby,
+            },
+            again: self.again,
+            ttl: terms.ttl,
+            kill_budget: (terms.ttl / 8).min(KILL_BUDGET_MAX),
+            rho: terms.rho,
+            restarts_max: self.max_restarts,
+            backoff_first: BACKOFF_FIRST,
+            backoff_max: BACKOFF_MAX,
+            stall: self.stall,
+            start_patience: self.start_deadline,
+            save_patience: self.grace,
+            store_patience: self.store_patience,
+            status_every: STATUS_EVERY,
+            logs_every: LOGS_EVERY,
+        };
+        Ok(Options {
+            store: open(&self.place.store).await?,
+            job,
+            run_dir: RunDir::new(run_dir),
+            holder: holder(),
+            settings,
+            terms,
+            policy: Policy {
+                keep_last: self.keep_last,
+                keep_every: self.keep_every,
+                ..Policy::default()
+            },
+            transfer: Transfer::default(),
+            command: self.command,
+            grace: self.grace,
+            pass_env: self.pass_env,
+            redactor: Arc::new(Redactor::from_env()),
+            clock: Arc::new(BootClock),
+        })
+    }
+}
+
+/// Who we are, for people and for a restart on this machine.
+fn holder() -> Holder {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let host = read("/proc/sys/kernel/hostname");
+    Holder {
+        agent: format!("{}:{}", host.trim(), std::process::id()),
+        boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+        ..Holder::default()
+    }
+}
