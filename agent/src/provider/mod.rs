@@ -1,7 +1,26 @@
 //! The machine's provider: what it is called, what it costs, how it says that it takes the machine
 //! back, and how the machine is given back. Called by the loop and by the limits.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+mod services;
+mod detect;
+mod adapter;
+mod notices;
+
+pub use adapter::{Adapter, Outcome};
+pub use detect::detect;
+pub use notices::watch_notices;
+pub use services::Services;
+
+/// Looks up an environment variable: the process's, or a test's.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// The process's own environment.
+pub fn environment() -> Environment {
+    Arc::new(|name| std::env::var(name).ok())
+}
 
 /// Who rents this machine out, as found by its environment or told by the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
