@@ -1,5 +1,6 @@
 //! The command line of the agent. Called by `main`.
 
+mod provider;
 mod run;
 mod store;
 
@@ -17,6 +18,8 @@ const COMMANDS: &[&str] = &[
     "run",
     "verify",
     "probe-store",
+    "provider",
+    "power-off",
     "help",
     "--help",
     "-h",
@@ -49,6 +52,10 @@ enum Command {
         #[arg(env = "AGENT_STORE", default_value = "./store")]
         store: String,
     },
+    /// Say whose machine this is, what it costs and how it would be given back.
+    Provider(provider::Show),
+    /// Give a machine back, and try for as long as it takes.
+    PowerOff(provider::PowerOff),
 }
 
 #[derive(Debug, clap::Args)]
@@ -126,6 +133,8 @@ async fn obey(command: Command, print: &mut dyn FnMut(&str)) -> Result<ExitStatu
         Command::Run(run) => supervised::run(run.options().await?).await,
         Command::Verify { place, deep } => store::verify(&place, deep, print).await,
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
+        Command::Provider(show) => provider::show(show, print).await,
+        Command::PowerOff(order) => provider::power_off(order, print).await,
     }
 }
 

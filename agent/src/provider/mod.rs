@@ -5,13 +5,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod services;
+mod http;
+mod metadata;
+mod sign;
+mod call;
+mod api;
+mod vast;
+mod runpod;
+mod lambda;
+mod modal;
+mod jarvislabs;
+mod aws;
+mod gcp;
+mod azure;
+mod paperspace;
+mod colab;
+mod replicate;
+mod kubernetes;
+mod slurm;
+mod local;
+mod kind;
 mod detect;
+mod host;
 mod adapter;
+mod until_gone;
 mod notices;
+#[cfg(test)]
+mod tests;
 
-pub use adapter::{Adapter, Outcome};
+pub use adapter::Adapter;
+pub use api::Outcome;
 pub use detect::detect;
-pub use notices::watch_notices;
+pub use notices::{sources, watch_notices};
 pub use services::Services;
 
 /// Looks up an environment variable: the process's, or a test's.

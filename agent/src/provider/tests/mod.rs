@@ -1,0 +1,1 @@
+//! Providers against fakes of their services on loopback.
