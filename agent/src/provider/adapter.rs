@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::{Call, Outcome, Presence, Provider, Sight, Way};
-use super::call::Caller;
+use super::call::{ANSWER_MAX, Caller};
 use super::host::{Host, Machine};
 use super::http::Fault;
 use super::kind::speaker;
@@ -46,7 +46,7 @@ impl Adapter {
             redactor: Redactor::from_variables(keys),
             speaker: speaker(&instance, &services, &environment),
             instance,
-            caller: Caller::new(services),
+            caller: Caller::new(services, ANSWER_MAX),
             host: Arc::new(Machine),
             pace: Pace::default(),
             environment,

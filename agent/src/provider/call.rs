@@ -2,20 +2,20 @@
 //! that sends it. Called by the adapter; the providers' files only write requests and read answers.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::{Client, Method};
 use serde_json::Value;
 
 use super::Services;
-use super::http::{Answer, Fault, client, client_without_proxy, is_loopback, read};
+use super::http::{Answer, Fault, client, is_loopback, plain_client, read};
 use super::metadata::{Imds, azure_token, gcp_token};
 use super::sign::{AwsIdentity, Signer};
 use crate::redact::MASK;
 
 /// Providers take their time to end a machine.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// One request, without what can only be known when it is sent: tokens and signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,16 +63,16 @@ impl Auth {
     fn shown(&self) -> Option<String> {
         match self {
             Self::None => None,
-            Self::Bearer(_) => Some(format!("authorization: Bearer {MASK}")),
-            Self::Header(name, _) => Some(format!("{name}: {MASK}")),
-            Self::GcpToken => Some("authorization: Bearer (service account's token)".to_owned()),
-            Self::AzureToken => Some("authorization: Bearer (managed identity's token)".to_owned()),
+            Self::Bearer(_) => Some(format!("authorization Bearer {MASK}")),
+            Self::Header(name, _) => Some(format!("{name} {MASK}")),
+            Self::GcpToken => Some("authorization Bearer (service account's token)".to_owned()),
+            Self::AzureToken => Some("authorization Bearer (managed identity's token)".to_owned()),
             Self::Aws { identity, .. } => {
                 let whose = match identity {
                     AwsIdentity::Chain => "the credentials that AWS's tools find",
                     AwsIdentity::Role => "the instance's role",
                 };
-                Some(format!("authorization: AWS4-HMAC-SHA256 ({whose})"))
+                Some(format!("authorization AWS4-HMAC-SHA256 ({whose})"))
             }
         }
     }
@@ -113,20 +113,24 @@ impl fmt::Display for Request {
     }
 }
 
-/// Sends requests. Cheap to clone; clones share connections and tokens.
-#[derive(Clone)]
+/// Sends requests.
 pub(super) struct Caller {
     services: Services,
-    client: Client,
-    signer: Arc<Signer>,
+    answer_max: Duration,
+    /// Made when it is needed, as it reads the roots of trust; or why there is none.
+    client: OnceLock<Result<Client, String>>,
+    plain_client: Client,
+    signer: Signer,
 }
 
 impl Caller {
-    pub(super) fn new(services: Services) -> Self {
+    pub(super) fn new(services: Services, answer_max: Duration) -> Self {
         let imds = Imds::new(services.aws_metadata.clone());
         Self {
-            client: client(ANSWER_MAX),
-            signer: Arc::new(Signer::new(imds)),
+            answer_max,
+            client: OnceLock::new(),
+            plain_client: plain_client(answer_max),
+            signer: Signer::new(imds),
             services,
         }
     }
@@ -161,9 +165,12 @@ impl Caller {
             }
         }
         let client = if is_loopback(&request.url) {
-            &client_without_proxy(ANSWER_MAX)
+            &self.plain_client
         } else {
-            &self.client
+            match self.client.get_or_init(|| client(self.answer_max)) {
+                Ok(client) => client,
+                Err(why) => return Err(Fault::Refused(why.clone())),
+            }
         };
         let mut builder = client.request(request.method.clone(), &request.url);
         for (name, value) in headers {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::call::Caller;
-use super::http::client_without_proxy;
+use super::http::plain_client;
 use super::kind::speaker;
 use super::metadata::{self, Imds};
 use super::{Environment, Instance, Kind, Services, modal, slurm};
@@ -151,7 +151,7 @@ async fn aws(services: &Services) -> Option<Instance> {
 }
 
 async fn gcp(services: &Services) -> Option<Instance> {
-    let client = client_without_proxy(metadata::ANSWER_MAX);
+    let client = plain_client(metadata::ANSWER_MAX);
     let project = metadata::gcp(&client, services, "project/project-id").await;
     let project = project.ok()?.body.trim().to_owned();
     let machine = metadata::gcp(&client, services, "instance/?recursive=true").await;
@@ -172,7 +172,7 @@ async fn gcp(services: &Services) -> Option<Instance> {
 }
 
 async fn azure(services: &Services) -> Option<Instance> {
-    let client = client_without_proxy(metadata::ANSWER_MAX);
+    let client = plain_client(metadata::ANSWER_MAX);
     let path = "instance?api-version=2021-02-01";
     let answer = metadata::azure(&client, services, path).await.ok()?;
     let answer = answer.json();
@@ -197,7 +197,7 @@ async fn look(instance: &mut Instance, services: &Services, environment: &Enviro
     let Some(request) = speaker.look() else {
         return;
     };
-    let caller = Caller::new(services.clone());
+    let caller = Caller::new(services.clone(), LOOK_MAX);
     if let Ok(Ok(answer)) = timeout(LOOK_MAX, caller.send(&request)).await {
         speaker.read(&answer).complete(instance);
     }

@@ -80,24 +80,30 @@ pub(super) async fn read(builder: reqwest::RequestBuilder) -> Result<Answer, Str
     Ok(answer)
 }
 
-/// Metadata services are never behind a proxy, and they answer at once or not at all.
-pub(super) fn client_without_proxy(answer_max: Duration) -> Client {
-    build(Client::builder().no_proxy(), answer_max)
+/// For services of this machine and its network: they are never behind a proxy and speak no TLS, so
+/// the roots of trust are not read, which takes longer than their answer.
+pub(super) fn plain_client(answer_max: Duration) -> Client {
+    let builder = Client::builder().no_proxy().tls_certs_only([]);
+    let client = with_limits(builder, answer_max).build();
+    client.expect("without roots of trust and proxies nothing depends on the machine")
 }
 
-pub(super) fn client(answer_max: Duration) -> Client {
-    build(Client::builder(), answer_max)
+/// For everything else, by way of the proxy that the environment names.
+///
+/// # Errors
+/// If the machine has no roots of trust.
+pub(super) fn client(answer_max: Duration) -> Result<Client, String> {
+    let client = with_limits(Client::builder(), answer_max).build();
+    client.map_err(|error| causes(&error))
 }
 
-fn build(builder: reqwest::ClientBuilder, answer_max: Duration) -> Client {
+fn with_limits(builder: reqwest::ClientBuilder, answer_max: Duration) -> reqwest::ClientBuilder {
     builder
         .connect_timeout(CONNECT_MAX.min(answer_max))
         .timeout(answer_max)
         // A redirect would carry our key to who knows where.
         .redirect(reqwest::redirect::Policy::none())
         .user_agent("anneal-agent")
-        .build()
-        .expect("no setting here depends on the machine")
 }
 
 /// Whether this machine itself is asked.
@@ -110,11 +116,12 @@ pub(super) fn is_loopback(url: &str) -> bool {
 
 /// An error with its causes, without the URL: the caller knows it.
 fn causes(error: &reqwest::Error) -> String {
-    let mut text = if error.is_timeout() {
-        "timed out".to_owned()
-    } else {
-        "no answer".to_owned()
+    let text = match () {
+        () if error.is_timeout() => "timed out",
+        () if error.is_builder() => "no client for HTTPS",
+        () => "no answer",
     };
+    let mut text = text.to_owned();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Services;
-use super::http::{Answer, Fault, client_without_proxy, read};
+use super::http::{Answer, Fault, plain_client, read};
 
 /// A service that is there answers within milliseconds; where the hop limit cuts us off, it never
 /// does.
@@ -29,7 +29,7 @@ impl Imds {
     pub(super) fn new(base: String) -> Self {
         Self {
             base,
-            client: client_without_proxy(ANSWER_MAX),
+            client: plain_client(ANSWER_MAX),
             token: Mutex::new(None),
         }
     }
@@ -119,13 +119,13 @@ pub(super) async fn azure(
 }
 
 pub(super) async fn gcp_token(services: &Services) -> Result<String, Fault> {
-    let client = client_without_proxy(ANSWER_MAX);
+    let client = plain_client(ANSWER_MAX);
     let path = "instance/service-accounts/default/token";
     access_token(&gcp(&client, services, path).await?)
 }
 
 pub(super) async fn azure_token(services: &Services) -> Result<String, Fault> {
-    let client = client_without_proxy(ANSWER_MAX);
+    let client = plain_client(ANSWER_MAX);
     let path = "identity/oauth2/token?api-version=2018-02-01\
         &resource=https%3A%2F%2Fmanagement.azure.com%2F";
     access_token(&azure(&client, services, path).await?)

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use super::{Pace, http_date, until};
-use crate::provider::http::client_without_proxy;
+use crate::provider::http::plain_client;
 use crate::provider::{Instance, Notice, NoticeKind, Services, metadata};
 
 pub(super) const EVENTS: &str = "azure-scheduled-events";
@@ -24,7 +24,7 @@ pub(super) async fn watch(
     tell: &UnboundedSender<Notice>,
     pace: Pace,
 ) {
-    let client = client_without_proxy(ANSWER_MAX);
+    let client = plain_client(ANSWER_MAX);
     let name = instance.id.as_deref().and_then(|id| id.rsplit('/').next());
     let mut told = BTreeSet::new();
     let mut failed = 0;

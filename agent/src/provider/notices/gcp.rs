@@ -7,7 +7,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use super::Pace;
-use crate::provider::http::{Answer, Fault, client_without_proxy};
+use crate::provider::http::{Answer, Fault, plain_client};
 use crate::provider::{Notice, NoticeKind, Services, metadata};
 
 pub(super) const PREEMPTED: &str = "gcp-preempted";
@@ -44,7 +44,7 @@ pub(super) async fn watch(services: &Services, tell: &UnboundedSender<Notice>, p
 /// Hands each new value to `changed`, which says whether that is enough.
 async fn value(name: &str, services: &Services, pace: Pace, changed: impl Fn(&str) -> bool) {
     // Longer than the service waits.
-    let client = client_without_proxy(Duration::from_secs(WAIT_S + 15));
+    let client = plain_client(Duration::from_secs(WAIT_S + 15));
     let mut last: Option<(String, String)> = None;
     let mut failed = 0;
     loop {
