@@ -15,19 +15,19 @@ use super::{Instance, Kind, Notice, Services};
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A service that does not answer is asked less and less often, but at least this often: one that
 /// the network hides from a container may be dead for good.
-const WAIT_MAX: Duration = Duration::from_secs(300);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How often to ask. Tests ask oftener.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
-    look_every: Duration,
-    wait_max: Duration,
+pub(super) struct Pace {
+    pub(super) look_every: Duration,
+    pub(super) wait_max: Duration,
 }
 
 impl Pace {
     /// The wait after so many failures in a row.
     fn wait(self, failed: u32) -> Duration {
-        let longest = self.look_every.saturating_mul(1 << failed.min(16));
+        let longest = self.look_every.saturating_mul(1 << failed.saturating_sub(1).min(16));
         longest.min(self.wait_max.max(self.look_every))
     }
 }
@@ -43,7 +43,7 @@ pub async fn watch_notices(instance: &Instance, services: Services, tell: Unboun
     watch(instance, &services, &tell, pace).await;
 }
 
-async fn watch(
+pub(super) async fn watch(
     instance: &Instance,
     services: &Services,
     tell: &UnboundedSender<Notice>,
