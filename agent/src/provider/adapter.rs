@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
+
 use super::api::{Call, Outcome, Presence, Provider, Sight, Way};
 use super::call::{ANSWER_MAX, Caller};
 use super::host::{Host, Machine};
 use super::http::Fault;
 use super::kind::speaker;
-use super::until_gone::Pace;
+use super::pace::Pace;
 use super::{Environment, Instance, PowerOff, Price, Services};
 use crate::redact::Redactor;
 
@@ -57,9 +59,20 @@ impl Adapter {
         &self.instance
     }
 
-    /// What the machine costs, if the provider's API says so; `None` also if it cannot be asked.
+    /// What the machine costs, if the provider's API says so; `None` also if it cannot be asked, for
+    /// which it is given some seconds.
     pub async fn price(&self) -> Option<Price> {
-        self.look().await.price
+        let asking = async {
+            loop {
+                match self.look_or_fault().await {
+                    Ok(sight) => return sight.price,
+                    Err(Fault::Refused(_)) => return None,
+                    // Too soon after another look, as a rule.
+                    Err(Fault::Transient(_)) => sleep(self.pace.first * 2).await,
+                }
+            }
+        };
+        timeout(self.pace.price, asking).await.ok().flatten()
     }
 
     /// Where this port of ours can be reached from outside. `AGENT_PUBLIC_URL` says it for
@@ -173,7 +186,8 @@ impl Adapter {
     }
 }
 
-/// Several ways were tried and none accepted: gone if one says so, else worth another try if one is.
+/// Several ways were tried and none accepted: gone if one says so, else worth another try if one
+/// is.
 fn summary(outcomes: Vec<Outcome>) -> Outcome {
     if outcomes.contains(&Outcome::AlreadyGone) {
         return Outcome::AlreadyGone;

@@ -1,5 +1,5 @@
-//! EC2: whole machines. Ended by its API with whatever credentials allow it, or by the machine's own
-//! shutdown where that was set to terminate.
+//! EC2: whole machines. Ended by its API with whatever credentials allow it, or by the machine's
+//! own shutdown where that was set to terminate.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! A request to a provider as plain data, so that a dry run shows what would be sent, and the client
-//! that sends it. Called by the adapter; the providers' files only write requests and read answers.
+//! A request to a provider as plain data, so that a dry run shows what would be sent, and the
+//! client that sends it. Called by the adapter; the providers' files only write requests and read
+//! answers.
 
 use std::fmt;
 use std::sync::OnceLock;

@@ -1,5 +1,5 @@
-//! Finds out whose machine this is: told, by variables that only one provider sets, or by a metadata
-//! service that answers as only one provider's does. Called once at the start.
+//! Finds out whose machine this is: told, by variables that only one provider sets, or by a
+//! metadata service that answers as only one provider's does. Called once at the start.
 
 use std::time::Duration;
 

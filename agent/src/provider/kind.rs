@@ -1,5 +1,5 @@
-//! The names of the providers, and which file speaks to which. Called by the adapter and the command
-//! line.
+//! The names of the providers, and which file speaks to which. Called by the adapter and the
+//! command line.
 
 use std::fmt;
 use std::str::FromStr;

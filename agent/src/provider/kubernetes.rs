@@ -1,5 +1,5 @@
-//! Kubernetes: a pod ends with its process; what the node costs is not the pod's affair, and its API
-//! is never called.
+//! Kubernetes: a pod ends with its process; what the node costs is not the pod's affair, and its
+//! API is never called.
 
 use std::time::Duration;
 

@@ -27,6 +27,7 @@ mod local;
 mod kind;
 mod detect;
 mod host;
+mod pace;
 mod adapter;
 mod until_gone;
 mod notices;

@@ -1,6 +1,6 @@
 //! Gives the machine back and does not rest before it is gone: tries for ever, does not take the
-//! provider's word for it, and goes down a ladder where the provider says no: destroy, stop, the end
-//! of the container or the machine's own shutdown.
+//! provider's word for it, and goes down a ladder where the provider says no: destroy, stop, the
+//! end of the container or the machine's own shutdown.
 
 use std::time::Duration;
 
@@ -13,36 +13,6 @@ use super::{Kind, PowerOff};
 /// Rounds in which the provider denies everything, or says yes and nothing happens, before the last
 /// resort: a denial may be a fault of theirs.
 const FRUITLESS_MAX: u32 = 3;
-
-/// How long to wait for what.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    /// After the first failure; it doubles from there on. Waits are jittered, as many machines end
-    /// together at the end of a sweep.
-    pub(super) first: Duration,
-    pub(super) max: Duration,
-    /// Between two looks whether an accepted end has come.
-    pub(super) look_every: Duration,
-    /// How long it may take to come.
-    pub(super) settle: Duration,
-    /// How long only a destroy is tried while the provider cannot be reached.
-    pub(super) patience: Duration,
-    /// A machine that outlives its end by this costs money that nobody watches.
-    pub(super) zombie: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            first: Duration::from_secs(1),
-            max: Duration::from_secs(60),
-            look_every: Duration::from_secs(5),
-            settle: Duration::from_secs(90),
-            patience: Duration::from_secs(600),
-            zombie: Duration::from_secs(3600),
-        }
-    }
-}
 
 /// What one round brought.
 enum Round {

@@ -4,5 +4,6 @@
 mod child;
 mod logs;
 mod oom;
+mod power_off;
 mod reaper;
 mod support;

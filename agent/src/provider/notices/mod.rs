@@ -27,7 +27,9 @@ pub(super) struct Pace {
 impl Pace {
     /// The wait after so many failures in a row.
     fn wait(self, failed: u32) -> Duration {
-        let longest = self.look_every.saturating_mul(1 << failed.saturating_sub(1).min(16));
+        let longest = self
+            .look_every
+            .saturating_mul(1 << failed.saturating_sub(1).min(16));
         longest.min(self.wait_max.max(self.look_every))
     }
 }

@@ -1,5 +1,5 @@
-//! A server on loopback that stands for a provider's service: it keeps what it was asked and answers
-//! as a test says.
+//! A server on loopback that stands for a provider's service: it keeps what it was asked and
+//! answers as a test says.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

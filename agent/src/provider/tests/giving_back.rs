@@ -327,3 +327,25 @@ async fn secrets_in_an_answer_are_not_said() {
     let expected = r#"HTTP 403 {"msg":"no such key: [redacted]"}"#;
     assert_eq!(outcome, Outcome::Denied(expected.to_owned()));
 }
+
+/// A machine whose clock is years off would never sign anything that EC2 takes.
+#[tokio::test]
+async fn ec2s_clock_is_taken_for_the_next_signature() {
+    let fake = Fake::start(|seen| match seen.line.as_str() {
+        "PUT /aws_metadata/latest/api/token" => Reply::new(200, "token"),
+        line if line.ends_with("security-credentials/") => Reply::new(200, "role"),
+        line if line.contains("security-credentials") => Reply::new(
+            200,
+            r#"{"AccessKeyId":"a","SecretAccessKey":"b","Token":"c"}"#,
+        ),
+        _ if seen.header("x-amz-date").starts_with("2031") => {
+            Reply::new(400, "<Code>InvalidInstanceID.NotFound</Code>")
+        }
+        _ => Reply::new(400, "<Code>RequestExpired</Code>")
+            .header("date", "Sat, 15 Nov 2031 08:00:00 GMT"),
+    })
+    .await;
+    let (adapter, _) = adapter(instance(Kind::Aws, "i-1"), &fake.url);
+    let (outcome, _) = give_back(&adapter, PowerOff::Destroy).await;
+    assert_eq!(outcome, Outcome::AlreadyGone);
+}

@@ -78,96 +78,87 @@ async fn a_price_that_nobody_says_is_none() {
     }
 }
 
+/// What an answer with this status and body shows of a machine.
+async fn presence(kind: Kind, id: &str, status: u16, body: &str) -> Presence {
+    let reply = Reply::new(status, body);
+    let fake = Fake::start(move |seen| match seen.line.contains("metadata") {
+        true => Reply::new(
+            200,
+            r#"{"access_token":"t","AccessKeyId":"a","SecretAccessKey":"b","Token":"c"}"#,
+        )
+        .header("metadata-flavor", "Google"),
+        false => reply.clone(),
+    })
+    .await;
+    let (adapter, _) = adapter(instance(kind, id), &fake.url);
+    adapter.look().await.presence
+}
+
 #[tokio::test]
-async fn each_provider_tells_a_machine_that_is_gone_from_one_that_is_not() {
-    let google = "projects/p/zones/z/instances/i";
-    let ec2 =
-        |state: &str| format!("<instanceState><code>0</code><name>{state}</name></instanceState>");
-    let azure = |code: &str| {
-        format!(
+async fn containers_that_are_gone_are_told_from_those_that_are_not() {
+    use Presence::{Gone, Running, Stopped, Unknown};
+    for (kind, status, body, expected) in [
+        (Kind::Vast, 404, "", Gone),
+        (Kind::Vast, 200, r#"{"instances":null}"#, Gone),
+        (Kind::Vast, 200, "{}", Unknown),
+        (Kind::RunPod, 404, "", Gone),
+        (Kind::RunPod, 200, r#"{"status":"TERMINATED"}"#, Gone),
+        (Kind::RunPod, 200, r#"{"status":"STARTING"}"#, Running),
+        (Kind::Lambda, 404, "", Gone),
+        (Kind::Paperspace, 200, r#"{"state":"off"}"#, Stopped),
+        (Kind::Paperspace, 403, "", Unknown),
+    ] {
+        let seen = presence(kind, "1", status, body).await;
+        assert_eq!(seen, expected, "{kind} {status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn machines_that_are_gone_are_told_from_those_that_are_not() {
+    use Presence::{Gone, Leaving, Running, Stopped, Unknown};
+    let unknown = "<Error><Code>InvalidInstanceID.NotFound</Code></Error>";
+    let running = "<instanceState><code>16</code><name>running</name></instanceState>";
+    let ending = "<instanceState><code>32</code><name>shutting-down</name></instanceState>";
+    let ended = "<instanceState><code>48</code><name>terminated</name></instanceState>";
+    for (status, body, expected) in [
+        (400, unknown, Gone),
+        (200, ended, Gone),
+        (200, ending, Leaving),
+        (200, running, Running),
+        (403, running, Unknown),
+    ] {
+        let seen = presence(Kind::Aws, "i-1", status, body).await;
+        assert_eq!(seen, expected, "{status} {body}");
+    }
+    for (status, body, expected) in [
+        (200, r#"{"status":"STOPPING"}"#, Leaving),
+        (200, r#"{"status":"TERMINATED"}"#, Stopped),
+        (200, r#"{"status":"RUNNING"}"#, Running),
+        (404, "", Gone),
+    ] {
+        let seen = presence(Kind::Gcp, "projects/p/zones/z/instances/i", status, body).await;
+        assert_eq!(seen, expected, "{status} {body}");
+    }
+    for (code, expected) in [("deallocated", Stopped), ("running", Running)] {
+        let body = format!(
             r#"{{"properties":{{"instanceView":{{"statuses":[
             {{"code":"ProvisioningState/succeeded"}},{{"code":"PowerState/{code}"}}]}}}}}}"#
-        )
-    };
-    let unknown = "<Error><Code>InvalidInstanceID.NotFound</Code></Error>".to_owned();
-    for (kind, id, status, body, expected) in [
-        (Kind::Vast, "1", 404, String::new(), Presence::Gone),
-        (
-            Kind::Vast,
-            "1",
-            200,
-            r#"{"instances":null}"#.to_owned(),
-            Presence::Gone,
-        ),
-        (
-            Kind::RunPod,
-            "1",
-            200,
-            r#"{"status":"TERMINATED"}"#.to_owned(),
-            Presence::Gone,
-        ),
-        (Kind::Aws, "i-1", 400, unknown, Presence::Gone),
-        (Kind::Aws, "i-1", 200, ec2("terminated"), Presence::Gone),
-        (
-            Kind::Aws,
-            "i-1",
-            200,
-            ec2("shutting-down"),
-            Presence::Leaving,
-        ),
-        (Kind::Aws, "i-1", 200, ec2("running"), Presence::Running),
-        (Kind::Aws, "i-1", 403, ec2("running"), Presence::Unknown),
-        (
-            Kind::Gcp,
-            google,
-            200,
-            r#"{"status":"STOPPING"}"#.to_owned(),
-            Presence::Leaving,
-        ),
-        (
-            Kind::Gcp,
-            google,
-            200,
-            r#"{"status":"TERMINATED"}"#.to_owned(),
-            Presence::Stopped,
-        ),
-        (Kind::Gcp, google, 404, String::new(), Presence::Gone),
-        (
-            Kind::Azure,
-            "/subscriptions/s",
-            200,
-            azure("deallocated"),
-            Presence::Stopped,
-        ),
-        (
-            Kind::Azure,
-            "/subscriptions/s",
-            200,
-            azure("running"),
-            Presence::Running,
-        ),
-        (
-            Kind::Paperspace,
-            "ps1",
-            200,
-            r#"{"state":"off"}"#.to_owned(),
-            Presence::Stopped,
-        ),
-    ] {
-        let reply = Reply::new(status, body.clone());
-        let fake = Fake::start(move |seen| match seen.line.contains("metadata") {
-            true => Reply::new(
-                200,
-                r#"{"access_token":"t","AccessKeyId":"a","SecretAccessKey":"b","Token":"c"}"#,
-            )
-            .header("metadata-flavor", "Google"),
-            false => reply.clone(),
-        })
-        .await;
-        let (adapter, _) = adapter(instance(kind, id), &fake.url);
-        let presence = adapter.look().await.presence;
-        assert_eq!(presence, expected, "{kind} {status} {body}");
+        );
+        let seen = presence(Kind::Azure, "/subscriptions/s", 200, &body).await;
+        assert_eq!(seen, expected, "{code}");
     }
+}
+
+#[tokio::test]
+async fn a_price_is_asked_for_again_if_it_was_too_soon() {
+    let fake = Fake::script(vec![
+        Reply::new(429, "too frequent"),
+        Reply::new(200, r#"{"instances":{"dph_total":0.5}}"#),
+    ])
+    .await;
+    let (mut adapter, _) = adapter(instance(Kind::Vast, "1"), &fake.url);
+    adapter.pace.price = Duration::from_secs(20);
+    assert_eq!(adapter.price().await, price(0.5));
 }
 
 #[test]

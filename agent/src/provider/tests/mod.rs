@@ -15,7 +15,7 @@ use async_trait::async_trait;
 
 use super::call::Caller;
 use super::host::Host;
-use super::until_gone::Pace;
+use super::pace::Pace;
 use super::{Adapter, Environment, Instance, Kind, Services};
 
 /// Keys as the providers give them, and every service at a path of its own below `url`.
@@ -91,6 +91,7 @@ fn adapter_with(instance: Instance, url: &str, more: &[(&str, &str)]) -> (Adapte
         look_every: Duration::from_millis(5),
         settle: Duration::from_millis(40),
         patience: Duration::from_secs(3600),
+        price: Duration::from_millis(300),
         zombie: Duration::from_secs(3600),
     };
     (adapter, host)
