@@ -18,6 +18,8 @@ pub mod follow;
 pub mod logs;
 pub mod reaper;
 pub mod provider;
+pub mod limits;
+pub mod cost;
 pub mod progress;
 pub mod state;
 pub mod status;
