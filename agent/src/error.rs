@@ -32,6 +32,23 @@ impl ExitStatus {
     pub fn code(self) -> u8 {
         self as u8
     }
+
+    /// What a process exit status of an agent means; any other is a fault of it.
+    pub fn of_code(code: u8) -> Self {
+        let all = [
+            Self::Completed,
+            Self::Unfit,
+            Self::Failed,
+            Self::Retryable,
+            Self::Resumable,
+            Self::NotOurs,
+            Self::Limit,
+            Self::Usage,
+        ];
+        all.into_iter()
+            .find(|status| status.code() == code)
+            .unwrap_or(Self::Bug)
+    }
 }
 
 impl fmt::Display for ExitStatus {

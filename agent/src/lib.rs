@@ -22,8 +22,11 @@ pub mod limits;
 pub mod cost;
 pub mod progress;
 pub mod state;
-pub mod status;
 pub mod supervisor;
+pub mod bill;
+pub mod status;
+pub mod machine;
+pub mod deadman;
 pub mod run;
 pub mod cli;
 #[cfg(test)]

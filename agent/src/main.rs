@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use agent::child::exec;
-use agent::cli;
+use agent::error::ExitStatus;
+use agent::{cli, deadman};
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -17,6 +18,18 @@ fn main() -> ExitCode {
         // Nobody is left to tell if standard error is closed.
         writeln!(io::stderr(), "agent: {error}").ok();
         return error.exit_code().into();
+    }
+    if arguments
+        .first()
+        .is_some_and(|first| first == deadman::COMMAND)
+    {
+        return match deadman::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                writeln!(io::stderr(), "agent: dead-man's switch: {error}").ok();
+                ExitStatus::Bug.code().into()
+            }
+        };
     }
     let mut print = |text: &str| {
         writeln!(io::stdout(), "{}", text.trim_end()).ok();

@@ -2,23 +2,29 @@
 //!
 //! Everything that can happen is an event, everything that the agent can do is an action; the
 //! supervisor (`supervisor.rs`) is the function between them, and the loop in `run` carries the
-//! actions out. Limits of time and money, providers and the HTTP API will add their own.
+//! actions out.
 
+mod clocks;
 mod command;
 mod message;
 mod reason;
 
 use std::time::Duration;
 
+pub use clocks::{Answer, Clocks};
 pub use command::{Change, Command, Drill, LimitsChange, StopOrder};
 pub use message::{
-    Action, Beat, Claim, Event, Exit, Fault, Level, Published, Restored, Sight, Signal, Verdict,
+    Action, Alert, Beat, Claim, Event, Exit, Fault, Level, Published, Restored, Sight, Signal,
+    Verdict,
 };
 pub use reason::{Cause, Reason};
 
 use crate::clock::Moment;
+use crate::cost::Meter;
 use crate::error::ExitStatus;
+use crate::limits::{Age, Limits};
 use crate::progress::Progress;
+use crate::provider::{PowerOff, Price};
 
 /// How strictly the lease is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +61,7 @@ pub struct Settings {
     pub restarts_max: u32,
     pub backoff_first: Duration,
     pub backoff_max: Duration,
-    /// How long the trainer may be silent in training, and before it.
-    pub stall: Duration,
+    /// How long the trainer may be silent before it trains; in training it is a limit.
     pub start_patience: Duration,
     /// From SIGTERM to SIGKILL where nobody waits for this machine.
     pub save_patience: Duration,
@@ -64,6 +69,14 @@ pub struct Settings {
     pub store_patience: Duration,
     pub status_every: Duration,
     pub logs_every: Duration,
+    /// What time and money may be taken; changed by commands.
+    pub limits: Limits,
+    /// For how long the machine counts already.
+    pub age: Age,
+    /// What it costs, until the provider says something else.
+    pub price: Option<Price>,
+    /// How the machine is given back at the end.
+    pub power_off: PowerOff,
 }
 
 /// Everything the supervisor knows.
@@ -80,6 +93,10 @@ pub struct State {
     pub ending: Option<Ending>,
     pub status: Mirror,
     pub logs: Mirror,
+    pub clocks: Clocks,
+    pub meter: Meter,
+    /// What was asked through the store, and what became of it; the newest last.
+    pub answers: Vec<Answer>,
     /// Set once [`Action::Exit`] was given.
     pub exited: Option<ExitStatus>,
 }
@@ -240,6 +257,8 @@ pub struct Ending {
     pub now: bool,
     /// The end of the job is written down in the store.
     pub recorded: bool,
+    /// Whether somebody asked for the machine to be given back, or kept.
+    pub power_off: Option<bool>,
     pub stage: Stage,
     pub stage_since: Moment,
     /// What the present stage asked for.
@@ -257,6 +276,8 @@ pub enum Stage {
     Final,
     Status,
     Releasing,
+    /// The machine is given back, for as long as that takes.
+    PoweringOff,
     Over,
 }
 
@@ -270,7 +291,11 @@ pub struct Mirror {
 
 impl State {
     pub fn new(settings: Settings, now: Moment) -> Self {
+        let meter = clocks::meter(&settings, now);
         Self {
+            clocks: Clocks::new(&settings, &meter, now),
+            meter,
+            answers: Vec::new(),
             settings,
             began: now,
             lease: Lease::Probing(Call::due(now)),

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::bill;
 use crate::clock::Moment;
 use crate::logs::Line;
 use crate::redact::Redactor;
@@ -46,7 +47,7 @@ pub fn phase(state: &State) -> Phase {
             (_, Stage::Stopping) => of("running", "draining"),
             (Reason::Completed, _) if ending.recorded => of("completed", "succeeded"),
             (_, Stage::Publishing | Stage::Logs | Stage::Final) => of("running", "finalizing"),
-            (Reason::Preempted { .. } | Reason::Stopped, _) => of("queued", ending.reason.code()),
+            (reason, _) if reason.is_queued() => of("queued", reason.code()),
             (reason, _) => of("failed", reason.code()),
         };
     }
@@ -116,6 +117,9 @@ pub fn build(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
         set("retryable", json!(matches!(exit.code(), 11 | 12)));
         set("exit", json!(exit.code()));
     }
+    let bill = bill::of(state, now, extra.written_at.parse().unwrap_or_default());
+    let bill = serde_json::to_value(bill).expect("it holds only texts and numbers");
+    root.extend(bill.as_object().cloned().unwrap_or_default());
     Value::Object(root)
 }
 

@@ -9,11 +9,20 @@
 mod checkpoints;
 mod ending;
 mod lease;
+pub mod limits;
 mod mirror;
 mod trainer;
 
+use std::time::Duration;
+
 use crate::clock::Moment;
-use crate::state::{Action, Command, Event, Level, Reason, Signal, State, Trainer};
+use crate::state::{
+    Action, Answer, Command, Drill, Event, Level, Reason, Signal, State, StopOrder, StopReason,
+    Trainer,
+};
+
+/// Answers to commands that are kept for the status.
+const ANSWERS_MAX: usize = 16;
 
 /// Takes one event in and says what to do.
 pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
@@ -51,9 +60,20 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
         Event::FinalWritten(result) => ending::final_written(state, result, now, &mut todo),
         Event::Released(result) => ending::released(state, result, now, &mut todo),
         Event::Notice { source, grace } => ending::notice(state, source, grace, now, &mut todo),
-        Event::Command(command) => obey(state, command, now, &mut todo),
+        Event::Command(command) => obey(state, None, command, now, &mut todo),
+        Event::Control { id, command } => obey(state, Some(id), command, now, &mut todo),
+        Event::Priced(price) => {
+            state.meter.set_price(price, now);
+            limits::recount_budget(state, now);
+        }
+        Event::Spent { total_usd, own_usd } => {
+            state.meter.set_former(total_usd, own_usd);
+            limits::recount_budget(state, now);
+        }
+        Event::PoweredOff(result) => ending::powered_off(state, result, now, &mut todo),
         Event::Broken(detail) => ending::end(state, Reason::Broken(detail), now, &mut todo),
     }
+    limits::advance(state, now, &mut todo);
     lease::advance(state, now, &mut todo);
     trainer::advance(state, now, &mut todo);
     ending::advance(state, now, &mut todo);
@@ -64,34 +84,90 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
     todo
 }
 
-fn obey(state: &mut State, command: Command, now: Moment, todo: &mut Vec<Action>) {
-    match command {
-        Command::Stop(order) => {
-            ending::end(state, Reason::Stopped, now, todo);
-            if order.now {
-                ending::hurry(state, now, todo);
-            }
-        }
+/// Does what is asked, says what became of it, and notes that for whoever asked through the store.
+fn obey(
+    state: &mut State,
+    id: Option<String>,
+    command: Command,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    state.clocks.idle = Duration::ZERO;
+    let kind = command.kind().to_owned();
+    let done = match command {
+        Command::Stop(order) => stop(state, &order, now, todo),
         Command::Save => ask_to_save(state, todo),
-        Command::Limits(_) | Command::KeepAlive(_) | Command::Yield | Command::Drill(_) => say(
-            todo,
-            Level::Warning,
-            "the orchestrator asks for something that this agent cannot do yet",
-        ),
-        Command::Unknown(kind) => say(
-            todo,
-            Level::Warning,
-            format!("the orchestrator asks for {kind:?}, which this agent does not know"),
-        ),
+        Command::Limits(change) => limits::change(state, &change, now, todo),
+        Command::KeepAlive(ttl) => limits::keep_alive(state, ttl, now),
+        Command::Yield => {
+            ending::end(state, Reason::Yielded, now, todo);
+            Ok(())
+        }
+        Command::Drill(drill) => rehearse(state, drill, now, todo),
+        Command::Unknown(why) => Err(why),
+    };
+    if let Err(why) = &done {
+        let text = format!("refused to obey the orchestrator: {why}");
+        say(todo, Level::Warning, text);
+    }
+    if let Some(id) = id {
+        let refused = done.err();
+        state.answers.push(Answer { id, kind, refused });
+        let old = state.answers.len().saturating_sub(ANSWERS_MAX);
+        state.answers.drain(..old);
     }
 }
 
+fn stop(
+    state: &mut State,
+    order: &StopOrder,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) -> Result<(), String> {
+    ending::end(state, Reason::Stopped, now, todo);
+    ending::set_power_off(state, order.power_off);
+    if let Some(grace) = order.grace {
+        ending::be_over_by(state, now + grace, now);
+    }
+    if order.now {
+        ending::hurry(state, now, todo);
+    } else if !order.checkpoint {
+        trainer::kill(state, StopReason::Ending, now, todo);
+    }
+    Ok(())
+}
+
+fn rehearse(
+    state: &mut State,
+    drill: Drill,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) -> Result<(), String> {
+    if state.ending.is_some() {
+        return Err("the agent is ending".to_owned());
+    }
+    say(todo, Level::Warning, format!("drill: {}", drill.name()));
+    match drill {
+        Drill::Preempt => {
+            let grace = state.settings.save_patience;
+            ending::notice(state, "a drill".to_owned(), grace, now, todo);
+        }
+        Drill::Stall if !state.has_trainer() => return Err("no trainer runs".to_owned()),
+        Drill::Stall | Drill::StoreOutage | Drill::ClockJump | Drill::DiskFull => {
+            todo.push(Action::Drill(drill));
+        }
+    }
+    Ok(())
+}
+
 /// SIGUSR1, once the trainer is known to handle it: before, it would be death.
-fn ask_to_save(state: &State, todo: &mut Vec<Action>) {
+fn ask_to_save(state: &State, todo: &mut Vec<Action>) -> Result<(), String> {
     let running = matches!(state.trainer, Trainer::Running { stop: None, .. });
     if running && state.progress.started {
         todo.push(Action::Signal(Signal::Save));
+        return Ok(());
     }
+    Err("no trainer runs that could save".to_owned())
 }
 
 fn say(todo: &mut Vec<Action>, level: Level, text: impl Into<String>) {

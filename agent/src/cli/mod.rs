@@ -1,5 +1,7 @@
 //! The command line of the agent. Called by `main`.
 
+mod control;
+mod machine;
 mod provider;
 mod run;
 mod store;
@@ -10,12 +12,16 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::deadman::{self, Pulse, UNDER_GUARD};
 use crate::error::{Error, ExitStatus};
 use crate::run as supervised;
 
 /// Words that begin a command of the agent; anything else is the trainer's.
 const COMMANDS: &[&str] = &[
     "run",
+    "drill",
+    "limits",
+    "yield",
     "verify",
     "probe-store",
     "provider",
@@ -37,7 +43,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a trainer for a job: claim it, resume it, publish its checkpoints, restart it.
-    Run(run::Run),
+    Run(Box<run::Run>),
+    /// Rehearse something that goes wrong, on a live job.
+    Drill(control::Drill),
+    /// Change the limits of a live job.
+    Limits(control::Limits),
+    /// Have a live job leave its machine, so that another goes on with it.
+    Yield(Place),
     /// Check everything that a store holds of a job.
     Verify {
         #[command(flatten)]
@@ -58,7 +70,7 @@ enum Command {
     PowerOff(provider::PowerOff),
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct Place {
     /// Where jobs are kept: s3://bucket/prefix or a folder.
     #[arg(long, env = "AGENT_STORE", default_value = "./store")]
@@ -94,14 +106,21 @@ fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// If the command could not be carried out; the exit status says more.
-pub fn main(arguments: Vec<OsString>, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+pub fn main(
+    mut arguments: Vec<OsString>,
+    print: &mut dyn FnMut(&str),
+) -> Result<ExitStatus, Error> {
+    let guarded = arguments.first().is_some_and(|word| word == UNDER_GUARD);
+    if guarded {
+        arguments.remove(0);
+    }
     let first = arguments
         .first()
         .map(|word| word.to_string_lossy().into_owned());
     match first {
         Some(word) if !COMMANDS.contains(&word.as_str()) => Err(become_trainer(arguments)),
         _ => {
-            let words = std::iter::once("agent".into()).chain(arguments);
+            let words = std::iter::once("agent".into()).chain(arguments.iter().cloned());
             let cli = match Cli::try_parse_from(words) {
                 Ok(cli) => cli,
                 Err(error) => {
@@ -115,22 +134,44 @@ pub fn main(arguments: Vec<OsString>, print: &mut dyn FnMut(&str)) -> Result<Exi
                     return Ok(status);
                 }
             };
+            let mut pulse = Pulse::default();
+            if let Command::Run(run) = &cli.command {
+                let failed = || Error::machine("dead-man's switch");
+                if !guarded && std::process::id() == 1 {
+                    let code = deadman::be_first(&run.orders(), &arguments);
+                    return code.map(ExitStatus::of_code).map_err(failed());
+                }
+                let started = if guarded {
+                    Pulse::to_parent()
+                } else {
+                    Pulse::start(run.orders())
+                };
+                pulse = started.map_err(failed())?;
+            }
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()
                 .map_err(Error::machine("threads"))?;
-            let status = runtime.block_on(obey(cli.command, print));
+            let status = runtime.block_on(obey(cli.command, pulse.clone(), print));
             // Tasks that wait for a store do not hold the end up.
             runtime.shutdown_background();
+            pulse.bye();
             status
         }
     }
 }
 
-async fn obey(command: Command, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+async fn obey(
+    command: Command,
+    pulse: Pulse,
+    print: &mut dyn FnMut(&str),
+) -> Result<ExitStatus, Error> {
     match command {
-        Command::Run(run) => supervised::run(run.options().await?).await,
+        Command::Run(run) => run.obey(pulse).await,
+        Command::Drill(drill) => drill.post(print).await,
+        Command::Limits(limits) => limits.post(print).await,
+        Command::Yield(place) => control::leave(&place, print).await,
         Command::Verify { place, deep } => store::verify(&place, deep, print).await,
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
         Command::Provider(show) => provider::show(show, print).await,

@@ -1,5 +1,6 @@
 //! `agent run`: its flags, and what they mean for the supervisor.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,14 +8,19 @@ use std::time::Duration;
 use clap::ValueEnum;
 use protocol::RunDir;
 
+use super::machine::{Found, LimitFlags, MachineFlags};
 use super::{Place, duration};
 use crate::checkpoints::{Policy, Transfer};
 use crate::clock::BootClock;
-use crate::error::Error;
+use crate::cost::word_of;
+use crate::deadman::{Orders, Pulse};
+use crate::error::{Error, ExitStatus};
 use crate::job::{Holder, Job};
 use crate::lease::Terms;
+use crate::limits::{Age, Limits};
+use crate::provider::{Instance, PowerOff};
 use crate::redact::Redactor;
-use crate::run::Options;
+use crate::run::{self as supervised, Machine, Options, Outage};
 use crate::state::{LeaseMode, OnLost, Settings};
 use crate::storage::open::open;
 
@@ -47,10 +53,11 @@ pub(super) struct Run {
     /// From a signal to the moment that the machine is gone.
     #[arg(long, env = "AGENT_GRACE", value_parser = duration, default_value = "30s")]
     grace: Duration,
-    /// How long training may make no progress.
-    #[arg(long, env = "AGENT_STALL", value_parser = duration, default_value = "15m")]
-    stall: Duration,
-    /// How long the trainer may take from its start to training.
+    #[command(flatten)]
+    limits: LimitFlags,
+    #[command(flatten)]
+    machine: MachineFlags,
+    /// A trainer that is silent for so long before it trains is restarted.
     #[arg(long, env = "AGENT_START_DEADLINE", value_parser = duration, default_value = "30m")]
     start_deadline: Duration,
     /// How long a store that cannot be reached is waited for before and after training.
@@ -87,7 +94,35 @@ enum OnLostArg {
 }
 
 impl Run {
-    pub(super) async fn options(self) -> Result<Options, Error> {
+    /// What the dead-man's switch is told.
+    pub(super) fn orders(&self) -> Orders {
+        self.machine.orders(&self.limits)
+    }
+
+    /// Runs the job. A machine on which that cannot be begun is given back as well.
+    pub(super) async fn obey(self: Box<Self>, pulse: Pulse) -> Result<ExitStatus, Error> {
+        let found = Found::out(&self.machine, &self.limits).await;
+        let ended = match found.check(&self.machine) {
+            Ok(()) => match self.options(&found, pulse).await {
+                Ok(options) => supervised::run(options).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &ended
+            && found.power_off != PowerOff::None
+        {
+            let say = |text: String| {
+                // Nobody is left to tell if standard error is closed.
+                writeln!(std::io::stderr(), "agent: {text}").ok();
+            };
+            say(format!("error: {error}; giving the machine back"));
+            found.switch.power_off(found.power_off, say).await;
+        }
+        ended
+    }
+
+    async fn options(self: Box<Self>, found: &Found, pulse: Pulse) -> Result<Options, Error> {
         let job = Job::new(&self.place.job).map_err(|error| Error::Usage(error.to_string()))?;
         let run_dir = self
             .run_dir
@@ -99,7 +134,8 @@ impl Run {
             slack: (self.ttl / 12).min(Duration::from_secs(5)),
             ..Terms::default()
         };
-        let settings = Settings {
+        let webhook = self.machine.webhook()?;
+        let mut settings = Settings {
             lease: match self.lease {
                 LeaseArg::Strict => LeaseMode::Strict,
                 LeaseArg::Lenient => LeaseMode::Lenient,
@@ -116,18 +152,23 @@ impl Run {
             restarts_max: self.max_restarts,
             backoff_first: BACKOFF_FIRST,
             backoff_max: BACKOFF_MAX,
-            stall: self.stall,
             start_patience: self.start_deadline,
             save_patience: self.grace,
             store_patience: self.store_patience,
             status_every: STATUS_EVERY,
             logs_every: LOGS_EVERY,
+            limits: Limits::default(),
+            age: Age::default(),
+            price: None,
+            power_off: PowerOff::None,
         };
+        found.fill(&mut settings);
+        let outage = Outage::default();
         Ok(Options {
-            store: open(&self.place.store).await?,
+            store: outage.over(open(&self.place.store).await?),
             job,
             run_dir: RunDir::new(run_dir),
-            holder: holder(),
+            holder: holder(found.switch.adapter().instance()),
             settings,
             terms,
             policy: Policy {
@@ -141,17 +182,29 @@ impl Run {
             pass_env: self.pass_env,
             redactor: Arc::new(Redactor::from_env()),
             clock: Arc::new(BootClock),
+            machine: Machine {
+                switch: Some(Arc::clone(&found.switch)),
+                pulse,
+                webhook,
+                outage,
+                words: found.describe(),
+            },
         })
     }
 }
 
 /// Who we are, for people and for a restart on this machine.
-fn holder() -> Holder {
+fn holder(instance: &Instance) -> Holder {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let host = read("/proc/sys/kernel/hostname");
     Holder {
         agent: format!("{}:{}", host.trim(), std::process::id()),
         boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
-        ..Holder::default()
+        provider: Some(word_of(instance.kind).to_owned()),
+        instance: instance.id.clone(),
+        gpu: instance
+            .machine
+            .clone()
+            .or_else(|| super::machine::gpus().0),
     }
 }

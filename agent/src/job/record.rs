@@ -104,7 +104,11 @@ pub struct BeatRecord {
     pub seq: u64,
     pub nonce: Nonce,
     pub step: u64,
+    /// What the whole job has cost so far, all its machines together.
     pub spent_usd: f64,
+    /// What of that is the holder's machine.
+    #[serde(default)]
+    pub machine_usd: f64,
 }
 
 /// `lease/<epoch>.released.json`: the holder left on purpose.

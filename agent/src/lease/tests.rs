@@ -86,6 +86,7 @@ impl World {
             nonce: lease.record.nonce.clone(),
             step: 0,
             spent_usd: 0.0,
+            machine_usd: 0.0,
         };
         let (store, clock) = (self.store.as_ref(), self.clock.as_ref());
         beat(store, clock, &self.job, &self.terms, &record).await

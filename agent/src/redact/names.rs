@@ -2,7 +2,7 @@
 
 /// Secrets that the agent is given for its own work: the store, the provider's API, its own HTTP
 /// API. A trainer has no use for them.
-const AGENTS: [&str; 27] = [
+const AGENTS: [&str; 28] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -30,6 +30,7 @@ const AGENTS: [&str; 27] = [
     "OTEL_EXPORTER_OTLP_HEADERS",
     "JUPYTER_TOKEN",
     "OPEN_BUTTON_TOKEN",
+    "AGENT_WEBHOOK",
 ];
 
 /// Whether the variable is a secret of the agent's, kept from the trainer.

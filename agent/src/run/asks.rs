@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::controls::{last_key, read_controls};
+use super::drills;
 use super::output::{last_attempt, ship};
 use super::{
     Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
@@ -14,7 +15,7 @@ use super::{
 use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
 use crate::clock::Moment;
 use crate::job::{
-    BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
+    BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION, read,
 };
 use crate::lease::{self, Claimant, Look, Standing, Terms};
 use crate::state::{
@@ -30,12 +31,14 @@ const REQUEST_MAX: Duration = Duration::from_secs(10);
 const RECORD_MAX: Duration = Duration::from_secs(10);
 /// Bringing what there is of the output to the store.
 const LOGS_MAX: Duration = Duration::from_secs(25);
+/// Former holders that are asked what the job had cost.
+const EPOCHS_ASKED_MAX: usize = 8;
 /// What is swept is a day old; how much later does not matter.
 const SWEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// The time for people, RFC 3339.
 pub(super) fn wall_time() -> String {
-    jiff::Timestamp::now()
+    drills::wall_clock()
         .strftime("%Y-%m-%dT%H:%M:%SZ")
         .to_string()
 }
@@ -62,11 +65,15 @@ impl Executor {
                 claim,
                 attempts,
                 control,
+                spent: (total_usd, own_usd),
             } => {
                 self.attempt = self.attempt.max(attempts);
                 self.control = self.control.take().max(control);
                 let claim = self.claimed(asked, claim);
-                Event::Claimed { asked, claim }
+                let spent = Event::Spent { total_usd, own_usd };
+                let ours = matches!(claim, Ok(Claim::Ours { .. }));
+                let news = [ours.then_some(spent), Some(Event::Claimed { asked, claim })];
+                return news.into_iter().flatten().collect();
             }
             Message::Restored(result) => {
                 self.restoring = None;
@@ -95,7 +102,10 @@ impl Executor {
             }
             Message::Controls(commands, last) => {
                 self.control = Some(last);
-                return commands.into_iter().map(Event::Command).collect();
+                let commands = commands.into_iter();
+                return commands
+                    .map(|(id, command)| Event::Control { id, command })
+                    .collect();
             }
         };
         vec![event]
@@ -192,16 +202,19 @@ impl Executor {
             Standing::Held => LeaseReason::Expired,
         };
         let before = look.top.as_ref().map_or(0, |top| top.record.attempt);
-        let own = self.attempt;
+        let (own, told) = (self.attempt, self.told_usd);
         let options = Arc::clone(&self.options);
         let work = async move {
             let (job, terms) = (&options.job, &options.terms);
             let found = bounded(last_attempt(&*options.store, job)).await;
             let control = bounded(last_key(&*options.store, &job.controls())).await;
-            let (Ok(found), Ok(control)) = (found, control) else {
+            let spent = spent_before(&*options.store, job, after).await;
+            let (Ok(found), Ok(control), Ok(spent)) = (found, control, spent) else {
                 let claim = Err(fault(true, &"the store does not answer"));
                 return Message::Event(Event::Claimed { asked, claim });
             };
+            // A process before us on this machine counted it as we do.
+            let own_usd = if dead { spent.1 } else { told };
             let attempts = found.max(before).max(own);
             let claimant = Claimant {
                 nonce,
@@ -224,6 +237,7 @@ impl Executor {
                 claim: claim.await,
                 attempts,
                 control,
+                spent: (spent.0, own_usd),
             }
         };
         self.spawn(work, None);
@@ -268,6 +282,8 @@ impl Executor {
     pub(super) fn beat(&mut self) {
         let asked = self.options.clock.now();
         self.beats += 1;
+        let meter = &self.state.meter;
+        self.told_usd = meter.own(asked);
         let record = BeatRecord {
             version: VERSION,
             epoch: self.state.epoch().unwrap_or(0),
@@ -277,7 +293,8 @@ impl Executor {
                 .as_ref()
                 .map_or_else(new_nonce, |lease| lease.nonce.clone()),
             step: self.state.progress.step.unwrap_or(0),
-            spent_usd: 0.0,
+            spent_usd: meter.total(asked),
+            machine_usd: self.told_usd,
         };
         let options = Arc::clone(&self.options);
         let (tell, after) = (self.tell.clone(), self.control.clone());
@@ -463,7 +480,7 @@ impl Executor {
             status: if completed { "completed" } else { "failed" }.to_owned(),
             reason: reason.code().to_owned(),
             exit: i32::from(reason.exit_status().code()),
-            cost_usd: None,
+            cost_usd: self.cost_usd(),
             commit: self.parent,
         };
         let (options, permit) = (Arc::clone(&self.options), Arc::clone(&self.permit));
@@ -495,6 +512,22 @@ impl Executor {
         };
         self.spawn(work, None);
     }
+}
+
+/// What the job had cost when the holder of this epoch, or one before it that said so, gave its last
+/// sign of life; and what of that was its own machine.
+async fn spent_before(store: &dyn Storage, job: &Job, epoch: u64) -> Result<(f64, f64), Fault> {
+    for epoch in (1..=epoch).rev().take(EPOCHS_ASKED_MAX) {
+        let beat = timeout(REQUEST_MAX, read::<BeatRecord>(store, &job.beat(epoch))).await;
+        match beat {
+            Ok(Ok(beat)) => return Ok((beat.spent_usd, beat.machine_usd)),
+            Ok(Err(error)) if error.is_transient() => return Err(job_fault(&error)),
+            // It died before its first beat, or what it wrote is not to be read.
+            Ok(Err(_)) => {}
+            Err(_) => return Err(fault(true, &"the store does not answer")),
+        }
+    }
+    Ok((0.0, 0.0))
 }
 
 /// A small request, with its time limit.

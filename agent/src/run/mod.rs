@@ -5,10 +5,12 @@
 //! down is a message as well. The loop itself never waits for the store.
 
 mod controls;
+mod drills;
 mod output;
 mod asks;
 mod local;
 mod quiet;
+mod power;
 mod trainer;
 
 use std::io::Write as _;
@@ -23,16 +25,19 @@ use tokio::time::MissedTickBehavior;
 use crate::checkpoints::{self, CheckpointError, Policy, Transfer, Upload, clear_stage};
 use crate::child::{self, Child, group};
 use crate::clock::{Clock, Moment};
+use crate::deadman::Pulse;
 use crate::error::{Error, ExitStatus};
 use crate::follow::{Checkpoints, Events};
 use crate::job::{CommitId, Holder, Job, JobError, LeaseRecord, Nonce};
 use crate::lease::{self, Look, Terms};
 use crate::logs::{Console, Logs};
+use crate::machine::{Switch, Webhook};
 use crate::reaper::{self, Request, Signals};
 use crate::redact::Redactor;
 use crate::state::{Action, Event, Fault, Level, Settings, State};
 use crate::storage::Storage;
 use crate::supervisor::step;
+pub use drills::Outage;
 pub use local::Local;
 pub(crate) use quiet::Quiet;
 #[cfg(test)]
@@ -64,6 +69,21 @@ pub struct Options {
     pub pass_env: Vec<String>,
     pub redactor: Arc<Redactor>,
     pub clock: Arc<dyn Clock>,
+    pub machine: Machine,
+}
+
+/// What the loop needs of the machine that it runs on.
+#[derive(Clone, Default)]
+pub struct Machine {
+    /// `None`: its price is not asked, nobody wants it back, and nothing is ever switched off.
+    pub switch: Option<Arc<Switch>>,
+    /// Shows the dead-man's switch that the agent lives.
+    pub pulse: Pulse,
+    pub webhook: Option<Webhook>,
+    /// What the store goes through, so that an outage can be rehearsed.
+    pub outage: Outage,
+    /// The line about it with which a run begins.
+    pub words: String,
 }
 
 /// What a task has to say.
@@ -81,6 +101,8 @@ pub(crate) enum Message {
         attempts: u32,
         /// The last command that was there before us.
         control: Option<String>,
+        /// What the job had cost by then, and what of that this machine.
+        spent: (f64, f64),
     },
     Restored(Result<checkpoints::Restored, CheckpointError>),
     Published {
@@ -89,8 +111,8 @@ pub(crate) enum Message {
         took: Duration,
         result: Result<checkpoints::Published, CheckpointError>,
     },
-    /// Commands, and the key of the last.
-    Controls(Vec<crate::state::Command>, String),
+    /// Commands with their numbers, and the key of the last.
+    Controls(Vec<(String, crate::state::Command)>, String),
 }
 
 /// Whether commits may be created now, as tasks see it.
@@ -152,6 +174,10 @@ pub(crate) struct Executor {
     attempt: u32,
     beats: u64,
     control: Option<String>,
+    /// What of this machine's cost is in the last beat.
+    told_usd: f64,
+    /// When the dead-man's switch last saw us.
+    pulsed: Option<Moment>,
     rev: u64,
     started_at: String,
 }
@@ -194,6 +220,8 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
     let (tell, mut messages) = mpsc::unbounded_channel();
     let quiet = Quiet::start().map_err(Error::machine("threads"))?;
     let mut executor = Executor::new(options, local, logs, tell, quiet);
+    let mut notices = executor.hear_the_provider();
+    executor.say(Level::Info, &executor.options.machine.words);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -204,11 +232,13 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
                 }
             }
             request = signals.next() => executor.signalled(request),
+            Some(notice) = notices.recv() => executor.noticed(notice),
             _ = ticks.tick() => {
                 for event in executor.follow() {
                     executor.happen(event);
                 }
                 executor.happen(Event::Tick);
+                executor.show_life();
             }
         }
         if let Some(status) = executor.state.exited {
@@ -253,6 +283,8 @@ impl Executor {
             attempt: 0,
             beats: 0,
             control: None,
+            told_usd: 0.0,
+            pulsed: None,
             rev: 0,
             started_at: asks::wall_time(),
             options: Arc::new(options),
@@ -295,6 +327,9 @@ impl Executor {
             Action::WriteFinal(reason) => self.write_final(&reason),
             Action::Release => self.release(),
             Action::Say(level, text) => self.say(level, &text),
+            Action::PowerOff(how) => self.power_off(how),
+            Action::Drill(drill) => self.rehearse(drill),
+            Action::Alert(alert) => self.alert(&alert, now),
             Action::Exit(status) => self.say(Level::Info, &format!("exit status {status}")),
         }
     }

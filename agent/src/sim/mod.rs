@@ -59,3 +59,20 @@ fn any_schedule_of_faults_keeps_the_promises() {
 fn agents_that_are_never_frozen_never_train_at_the_same_time() {
     run_all(Plan::never_frozen, SCHEDULES / 4);
 }
+
+#[test]
+fn every_machine_is_off_by_its_deadline_whatever_fails() {
+    run_all(Plan::limited, SCHEDULES);
+}
+
+#[test]
+fn a_limit_that_is_foreseen_loses_no_step_that_was_saved() {
+    for seed in 0..SCHEDULES / 20 {
+        let mut world = World::new(Plan::short(seed), seed, true);
+        let result = world.run();
+        assert_eq!(result, Ok(()), "seed {seed}\n{}", world.trace.join("\n"));
+        let (saved, published) = world.saved_and_published();
+        assert!(saved > 0, "seed {seed}\n{}", world.trace.join("\n"));
+        assert_eq!(saved, published, "seed {seed}\n{}", world.trace.join("\n"));
+    }
+}

@@ -1,8 +1,11 @@
 //! Time, machines, trainers and faults; the promises are checked where they could be broken.
 
 mod faults;
+mod plan;
+mod power;
 mod trainer;
 
+pub(super) use plan::{LIMITS, Plan};
 pub(super) use trainer::{made, started};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +17,7 @@ use super::store::{CommitId, LeaseRecord, Store, Top};
 use crate::clock::Moment;
 use crate::error::ExitStatus;
 use crate::state::{
-    Action, Command, Event, Exit, Lease, LeaseMode, OnLost, Reason, Settings, Signal, Stage, State,
+    Action, Command, Event, Exit, Lease, LeaseMode, Reason, Settings, Signal, Stage, State,
 };
 use crate::supervisor::step;
 
@@ -25,79 +28,6 @@ const TICK_MS: u64 = 500;
 /// After the faults have stopped, the job must end within this.
 const PATIENCE_MS: u64 = 20 * 60_000;
 const KEPT_ON_DISK: usize = 3;
-
-/// What a seed makes of a schedule.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    agents: u64,
-    lease: LeaseMode,
-    on_lost: OnLost,
-    freezes: bool,
-    faults_until: u64,
-    fault_every: u64,
-    lost_percent: u64,
-    slow_percent: u64,
-    total: u64,
-    step_ms: u64,
-    checkpoint_every: u64,
-    save_ms: u64,
-    upload_ms: u64,
-}
-
-impl Plan {
-    pub(super) fn calm() -> Self {
-        Self {
-            agents: 1,
-            lease: LeaseMode::Strict,
-            on_lost: OnLost::Exit,
-            freezes: false,
-            faults_until: 0,
-            fault_every: 1,
-            lost_percent: 0,
-            slow_percent: 0,
-            total: 100,
-            step_ms: 200,
-            checkpoint_every: 20,
-            save_ms: 300,
-            upload_ms: 1_500,
-        }
-    }
-
-    pub(super) fn rough(seed: u64) -> Self {
-        let mut random = Random::new(seed ^ 0x5eed);
-        Self {
-            agents: random.between(1, 4),
-            lease: if random.chance(70) {
-                LeaseMode::Strict
-            } else {
-                LeaseMode::Lenient
-            },
-            on_lost: if random.chance(50) {
-                OnLost::Exit
-            } else {
-                OnLost::Standby
-            },
-            freezes: true,
-            faults_until: random.between(20_000, 150_000),
-            fault_every: random.between(2_000, 40_000),
-            lost_percent: random.between(0, 25),
-            slow_percent: random.between(0, 20),
-            total: random.between(40, 400),
-            step_ms: random.between(50, 400),
-            checkpoint_every: random.between(5, 60),
-            save_ms: random.between(50, 2_000),
-            upload_ms: random.between(200, 9_000),
-        }
-    }
-
-    pub(super) fn never_frozen(seed: u64) -> Self {
-        Self {
-            freezes: false,
-            lease: LeaseMode::Strict,
-            ..Self::rough(seed)
-        }
-    }
-}
 
 /// What happens next.
 enum Due {
@@ -111,6 +41,11 @@ enum Due {
     Spawn(usize),
     KillAgent(usize),
     EndRevocation(u64),
+    /// The dead-man's switch of a machine looks.
+    Watch(usize),
+    /// Somebody on this machine asks the provider to take it back: the agent, or the switch.
+    PowerOff(usize, Option<usize>),
+    Gone(usize),
 }
 
 /// A trainer's own doings.
@@ -137,6 +72,7 @@ struct Machine {
     nonces: BTreeSet<u64>,
     agent: Option<usize>,
     suspended_until: u64,
+    power: power::Power,
 }
 
 /// One process of the agent.
@@ -201,6 +137,7 @@ impl World {
             world.machines.push(Machine::default());
             let after = world.random.between(0, 2_000);
             world.push(after, Due::Spawn(machine));
+            world.start_watch(machine, after);
         }
         if world.plan.faults_until > 0 {
             world.push(1_000, Due::Fault);
@@ -217,7 +154,13 @@ impl World {
             if let Some(violated) = self.violated.take() {
                 return Err(violated);
             }
-            if (self.store.is_ended() || self.failed) && !self.agents.iter().any(|a| a.alive) {
+            let over = if self.plan.limited.is_some() {
+                self.are_all_off()
+            } else {
+                let over = self.store.is_ended() || self.failed;
+                over && !self.agents.iter().any(|agent| agent.alive)
+            };
+            if over {
                 return Ok(());
             }
             if self.now > end {
@@ -279,6 +222,9 @@ impl World {
                     self.store.release(epoch);
                     self.revoked = None;
                 }
+                Due::Watch(machine) => self.watch(machine),
+                Due::PowerOff(machine, agent) => self.ask_provider(machine, agent),
+                Due::Gone(machine) => self.take(machine),
                 Due::Tick(_) | Due::Deliver(..) => {}
             };
         };
@@ -405,7 +351,8 @@ impl World {
             Action::Start { .. } => return self.start_trainer(agent),
             Action::Signal(signal) => return self.signal(agent, signal),
             Action::KillGroup => return self.end_trainer(agent, Some(9), None),
-            Action::Say(..) => return,
+            Action::Say(..) | Action::Alert(_) | Action::Drill(_) => return,
+            Action::PowerOff(_) => return self.wish_off(agent),
             Action::Exit(status) => return self.exit(agent, status),
         };
         self.begin(agent, kind);
@@ -508,7 +455,9 @@ impl World {
     }
 
     fn spawn(&mut self, machine: usize) {
-        if self.store.is_ended() || self.failed || self.machines[machine].agent.is_some() {
+        let limited = self.plan.limited.is_some();
+        let over = !limited && (self.store.is_ended() || self.failed);
+        if over || self.machines[machine].agent.is_some() || self.is_off(machine) {
             return;
         }
         let settings = Settings {
@@ -521,12 +470,15 @@ impl World {
             restarts_max: 5,
             backoff_first: Duration::from_millis(500),
             backoff_max: Duration::from_secs(5),
-            stall: Duration::from_secs(20),
             start_patience: Duration::from_secs(20),
             save_patience: Duration::from_secs(5),
             store_patience: Duration::from_secs(120),
             status_every: Duration::from_secs(2),
             logs_every: Duration::from_secs(5),
+            limits: self.limits(),
+            age: self.age(machine),
+            price: None,
+            power_off: self.at_end(),
         };
         let agent = self.agents.len();
         let offset_ms = self.random.between(1, 1_000_000_000);
@@ -566,6 +518,7 @@ impl World {
         self.require(status != ExitStatus::Bug, || {
             format!("agent {agent} broke down")
         });
+        self.check_exit(agent);
         self.failed |= status == ExitStatus::Failed;
         self.bury(agent);
     }

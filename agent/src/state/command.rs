@@ -62,6 +62,21 @@ pub struct LimitsChange {
     pub budget_usd: Option<Change<f64>>,
 }
 
+impl Command {
+    /// The word for it, as in `control/`.
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Stop(_) => "stop",
+            Self::Save => "checkpoint",
+            Self::Limits(_) => "limits",
+            Self::KeepAlive(_) => "keepalive",
+            Self::Yield => "yield",
+            Self::Drill(_) => "drill",
+            Self::Unknown(kind) => kind,
+        }
+    }
+}
+
 /// What can be rehearsed on a live job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drill {
@@ -75,4 +90,26 @@ pub enum Drill {
     ClockJump,
     /// Nothing can be written to the run directory for a while.
     DiskFull,
+}
+
+impl Drill {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Preempt,
+        Self::Stall,
+        Self::StoreOutage,
+        Self::ClockJump,
+        Self::DiskFull,
+    ];
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preempt => "preempt",
+            Self::Stall => "stall",
+            Self::StoreOutage => "s3-outage",
+            Self::ClockJump => "clock-jump",
+            Self::DiskFull => "disk-full",
+        }
+    }
 }

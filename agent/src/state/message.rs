@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use protocol::Record;
 
-use super::{Command, Reason};
+use super::{Command, Drill, Reason};
 use crate::clock::Moment;
 use crate::error::ExitStatus;
+use crate::provider::{PowerOff, Price};
 
 /// Something that happened. Each action that asks for something is answered by exactly one event,
 /// whatever becomes of it.
@@ -60,8 +61,16 @@ pub enum Event {
     Released(Result<(), Fault>),
     /// Somebody wants this machine: a signal, later a provider's notice.
     Notice { source: String, grace: Duration },
-    /// A person or an orchestrator says so, through the store or over HTTP.
+    /// A person or an orchestrator says so.
     Command(Command),
+    /// The same through the store, under this number, and answered in the status.
+    Control { id: String, command: Command },
+    /// The machine's price, as its provider says.
+    Priced(Price),
+    /// What the job had cost when its lease became ours, and how much of that was this machine.
+    Spent { total_usd: f64, own_usd: f64 },
+    /// Answers [`Action::PowerOff`]: it was asked for and taken, or not.
+    PoweredOff(Result<(), Fault>),
     /// A part of the agent itself broke down.
     Broken(String),
 }
@@ -111,6 +120,12 @@ pub enum Action {
     WriteFinal(Reason),
     /// Leave the lease on purpose.
     Release,
+    /// Give the machine back.
+    PowerOff(PowerOff),
+    /// Rehearse something that goes wrong.
+    Drill(Drill),
+    /// Tell those who are not looking.
+    Alert(Alert),
     /// Say something to the person.
     Say(Level, String),
     /// End the agent.
@@ -132,6 +147,15 @@ pub enum Level {
     Info,
     Warning,
     Error,
+}
+
+/// Something for a webhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// The word for programs: `budget_80`, `max_duration_exceeded`, `power_off_refused`.
+    pub event: String,
+    /// The sentence for people.
+    pub text: String,
 }
 
 /// Why something did not work.

@@ -1,6 +1,7 @@
 //! Why the agent ends: what it means for the exit status, for the job and for people.
 
 use crate::error::ExitStatus;
+use crate::limits::Timer;
 
 /// Why the agent ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Reason {
     },
     /// By the orchestrator.
     Stopped,
+    /// Asked to leave the job to another machine.
+    Yielded,
+    /// A limit of time or money.
+    Limit(Timer),
     LeaseLost {
         holder: String,
     },
@@ -52,7 +57,11 @@ impl Reason {
     pub fn exit_status(&self) -> ExitStatus {
         match self {
             Self::Completed => ExitStatus::Completed,
-            Self::Preempted { .. } | Self::Stopped => ExitStatus::Resumable,
+            Self::Preempted { .. } | Self::Stopped | Self::Yielded => ExitStatus::Resumable,
+            // The provider's time is up, not ours; and another machine may be able to train.
+            Self::Limit(Timer::Provider) => ExitStatus::Resumable,
+            Self::Limit(Timer::FirstStep) => ExitStatus::Retryable,
+            Self::Limit(_) => ExitStatus::Limit,
             Self::LeaseLost { .. }
             | Self::Revoked
             | Self::HeldElsewhere { .. }
@@ -68,6 +77,20 @@ impl Reason {
     /// Whether this is the end of the job, and not only of this agent's part in it.
     pub fn ends_job(&self) -> bool {
         matches!(self, Self::Completed | Self::TrainerRefuses { .. })
+    }
+
+    /// Whether the trainer is asked to save before it goes.
+    pub fn is_gentle(&self) -> bool {
+        matches!(
+            self,
+            Self::Preempted { .. } | Self::Stopped | Self::Yielded | Self::Limit(_)
+        )
+    }
+
+    /// Whether the job now waits for another agent, as far as this one can know.
+    pub fn is_queued(&self) -> bool {
+        let leaves = matches!(self, Self::Preempted { .. } | Self::Stopped | Self::Yielded);
+        leaves || matches!(self, Self::Limit(Timer::Provider | Timer::FirstStep))
     }
 
     /// Whether this agent has, or had until a moment ago, nothing to lose in the store.
@@ -87,6 +110,8 @@ impl Reason {
             Self::Completed => "succeeded",
             Self::Preempted { .. } => "preempted",
             Self::Stopped => "cancelled",
+            Self::Yielded => "yielded",
+            Self::Limit(timer) => timer.reason(),
             Self::LeaseLost { .. } | Self::Revoked => "lease_lost",
             Self::HeldElsewhere { .. } => "lease_lost_race",
             Self::AlreadyDone { .. } => "already_done",
@@ -109,6 +134,8 @@ impl Reason {
             Self::Completed => "the job is completed".to_owned(),
             Self::Preempted { source } => format!("stopped by {source}"),
             Self::Stopped => "stopped by the orchestrator".to_owned(),
+            Self::Yielded => "leaves the job to another machine, as asked".to_owned(),
+            Self::Limit(timer) => timer.text().to_owned(),
             Self::LeaseLost { holder } => format!("the lease was taken by {holder}"),
             Self::Revoked => "the orchestrator took the job away".to_owned(),
             Self::HeldElsewhere { holder } => format!("the job is run by {holder}"),

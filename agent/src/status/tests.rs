@@ -6,6 +6,8 @@ use protocol::{Event, Phase as TrainerPhase, Record};
 
 use super::*;
 use crate::child::Source;
+use crate::limits::{Age, Limits};
+use crate::provider::PowerOff;
 use crate::state::{
     Call, Cause, Ending, Held, LeaseMode, OnLost, Seeking, Settings, Stop, Upload, Watched,
 };
@@ -28,12 +30,15 @@ fn new_state() -> State {
         restarts_max: 3,
         backoff_first: Duration::from_secs(1),
         backoff_max: Duration::from_secs(60),
-        stall: Duration::from_secs(100),
         start_patience: Duration::from_secs(300),
         save_patience: Duration::from_secs(30),
         store_patience: Duration::from_secs(600),
         status_every: Duration::from_secs(5),
         logs_every: Duration::from_secs(30),
+        limits: Limits::default(),
+        age: Age::default(),
+        price: None,
+        power_off: PowerOff::None,
     };
     State::new(settings, at(100))
 }
@@ -140,6 +145,7 @@ fn ending(reason: Reason, stage: Stage, recorded: bool) -> Ending {
         noticed: None,
         now: false,
         recorded,
+        power_off: None,
         stage,
         stage_since: at(199),
         call: Call::due(at(199)),
@@ -159,6 +165,7 @@ fn walk(value: &Value, see: &mut dyn FnMut(&Value)) {
 #[test]
 fn a_status_has_the_keys_that_are_specified_and_nulls_nowhere() {
     let status = status_with(&training(), &lines(&["one", "two"]), at(200));
+    let wall = json!({"timer": "wall", "at": "2026-01-03T03:02:26Z", "in_seconds": 86_300});
     let expected = json!({
         "schema_version": 1,
         "rev": 412,
@@ -193,6 +200,14 @@ fn a_status_has_the_keys_that_are_specified_and_nulls_nowhere() {
         "preemptions": 1,
         "restarts": 2,
         "timestamps": {"started": STARTED, "updated": WRITTEN},
+        "cost_so_far": 0.0,
+        "limits": {
+            "max_wall_seconds": 86_400,
+            "idle_seconds": 1_800,
+            "stall_seconds": 900,
+            "next_deadline": wall,
+            "deadlines": [wall],
+        },
     });
     assert_eq!(status, expected, "{status:#}");
 

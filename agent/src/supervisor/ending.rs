@@ -2,16 +2,18 @@
 //! of the lease overrules it.
 //!
 //! Order: the trainer saves and goes, its last checkpoint is verified in the store, its output, the
-//! end of the job, the last status, the lease; then the agent exits. The grace, where there is one,
-//! is divided by what saving and uploading were seen to take.
+//! end of the job, the last status, the lease; then the machine is given back and the agent exits.
+//! The grace, where there is one, is divided by what saving and uploading were seen to take.
 
 use std::time::Duration;
 
 use super::{checkpoints, say, trainer};
 use crate::clock::Moment;
+use crate::limits::Timer;
+use crate::provider::PowerOff;
 use crate::state::{
-    Action, Call, Ending, Fault, Lease, Level, Reason, Signal, Stage, State, Stop, StopReason,
-    Trainer,
+    Action, Alert, Call, Ending, Fault, Lease, Level, Reason, Signal, Stage, State, Stop,
+    StopReason, Trainer,
 };
 
 /// Signals within this of the first are the same one: `timeout`, terminals and containers signal a
@@ -46,12 +48,16 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
     let level = match reason {
         Reason::Completed | Reason::Preempted { .. } | Reason::Stopped => Level::Info,
         Reason::HeldElsewhere { .. } | Reason::AlreadyDone { .. } => Level::Info,
+        Reason::Yielded => Level::Info,
+        Reason::Limit(_) => Level::Warning,
         _ => Level::Error,
     };
     if reason != Reason::Completed {
         say(todo, level, reason.text());
     }
-    let gentle = matches!(reason, Reason::Preempted { .. } | Reason::Stopped);
+    let gentle = reason.is_gentle();
+    let save_time = state.progress.save_time.unwrap_or_default();
+    let patience = state.settings.save_patience.max(save_time.mul_f64(MARGIN));
     state.ending = Some(Ending {
         reason,
         since: now,
@@ -59,6 +65,7 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
         noticed: None,
         now: false,
         recorded: false,
+        power_off: None,
         stage: Stage::Stopping,
         stage_since: now,
         call: Call::due(now),
@@ -69,7 +76,7 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
             // One that is being stopped already was told, and may be dead.
             let (kill_at, killed) = match stop {
                 Some(stop) => (stop.kill_at, stop.killed),
-                None => (now + state.settings.save_patience, false),
+                None => (now + patience, false),
             };
             if stop.is_none() {
                 todo.push(Action::Signal(Signal::Terminate));
@@ -88,7 +95,7 @@ pub(super) fn end(state: &mut State, reason: Reason, now: Moment, todo: &mut Vec
 /// The trainer has finished: completed, unless the lease is lost, whatever else was the reason.
 pub(super) fn finished(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     match &mut state.ending {
-        Some(ending) if matches!(ending.reason, Reason::Preempted { .. } | Reason::Stopped) => {
+        Some(ending) if ending.reason.is_gentle() => {
             ending.reason = Reason::Completed;
         }
         Some(_) => {}
@@ -118,6 +125,9 @@ pub(super) fn notice(
     ending.deadline = Some(deadline);
     if now.since(first) > SAME_NOTICE {
         say(todo, Level::Warning, "asked twice: ending now");
+        if ending.stage == Stage::PoweringOff {
+            return enter(ending, Stage::Over, now);
+        }
         return hurry(state, now, todo);
     }
     let latest = kill_moment(state, now, deadline);
@@ -126,6 +136,56 @@ pub(super) fn notice(
     } = &mut state.trainer
     {
         stop.kill_at = stop.kill_at.min(latest);
+    }
+}
+
+/// The end, if it has begun, is over by this moment. An end that a hard limit began leaves the
+/// trainer as much of it as the upload does not need.
+pub(super) fn be_over_by(state: &mut State, at: Moment, now: Moment) {
+    let Some(ending) = &mut state.ending else {
+        return;
+    };
+    if ending.deadline.is_some_and(|old| old <= at) {
+        return;
+    }
+    ending.deadline = Some(at);
+    let hard = matches!(
+        ending.reason,
+        Reason::Limit(Timer::Wall | Timer::Provider | Timer::Budget)
+    );
+    let latest = kill_moment(state, now, at);
+    if let Trainer::Running {
+        stop: Some(stop), ..
+    } = &mut state.trainer
+        && !stop.killed
+    {
+        stop.kill_at = if hard {
+            latest
+        } else {
+            stop.kill_at.min(latest)
+        };
+    }
+}
+
+/// Whoever asked for the end may have said what becomes of the machine.
+pub(super) fn set_power_off(state: &mut State, power_off: Option<bool>) {
+    if let Some(ending) = &mut state.ending {
+        ending.power_off = power_off.or(ending.power_off);
+    }
+}
+
+/// How the machine is given back. Not after a notice: then its provider takes it, or a person
+/// stands before it.
+fn power_off(state: &State) -> PowerOff {
+    let usual = state.settings.power_off;
+    let Some(ending) = &state.ending else {
+        return usual;
+    };
+    match (ending.power_off, &ending.reason) {
+        (Some(false), _) => PowerOff::None,
+        (Some(true), _) if usual == PowerOff::None => PowerOff::Destroy,
+        (None, Reason::Preempted { .. }) => PowerOff::None,
+        _ => usual,
     }
 }
 
@@ -176,13 +236,15 @@ pub(super) fn wants_lease(state: &State) -> bool {
 }
 
 pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
-    // Each round goes at most one stage on; there are seven.
+    leave_lease(state, todo);
+    // Each round goes at most one stage on; there are eight.
     for _ in 0..=Stage::Over as u8 {
         let Some(ending) = &state.ending else {
             return;
         };
         let before = ending.stage;
-        if ending.deadline.is_some_and(|deadline| now >= deadline) {
+        let in_vain = ending.deadline.is_some_and(|deadline| now >= deadline);
+        if in_vain && before < Stage::PoweringOff {
             give_up(state, now, todo);
         }
         advance_stage(state, now, todo);
@@ -193,6 +255,16 @@ pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
         {
             return;
         }
+        leave_lease(state, todo);
+    }
+}
+
+/// While the machine is given back, which may take for ever, somebody else may have the job.
+fn leave_lease(state: &mut State, todo: &mut Vec<Action>) {
+    let stage = state.ending.as_ref().map(|ending| ending.stage);
+    if stage >= Some(Stage::PoweringOff) && state.lease != Lease::Gone {
+        state.lease = Lease::Gone;
+        todo.push(Action::CommitUntil(None));
     }
 }
 
@@ -202,7 +274,7 @@ fn give_up(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     checkpoints::cancel(state, todo);
     settle(state, todo);
     if let Some(ending) = &mut state.ending {
-        enter(ending, Stage::Over, now);
+        enter(ending, Stage::PoweringOff, now);
     }
 }
 
@@ -239,14 +311,16 @@ fn advance_stage(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     let time_is_up = publish_until(state).is_some_and(|until| now >= until);
     let wants_lease = wants_lease(state);
     let uploading = state.checkpoints.upload.is_some();
+    let how = power_off(state);
     let Some(ending) = &mut state.ending else {
         return;
     };
+    let noticed = ending.noticed.is_some();
     let waited = now.since(ending.stage_since);
     let next = match ending.stage {
         Stage::Stopping if busy && waited < stopping_max(&state.trainer, ending, now) => None,
         // Not even SIGKILL ends it, or the store does not answer: nothing more may be promised.
-        Stage::Stopping if ending.reason.is_loss() || busy => Some(Stage::Over),
+        Stage::Stopping if ending.reason.is_loss() || busy => Some(Stage::PoweringOff),
         Stage::Stopping if ending.now || matches!(ending.reason, Reason::Broken(_)) => {
             settle(state, todo);
             Some(Stage::Releasing)
@@ -291,11 +365,22 @@ fn advance_stage(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
             }
             (waited >= STATUS_MAX).then_some(Stage::Releasing)
         }
-        Stage::Releasing if !held || waited >= RELEASE_MAX => Some(Stage::Over),
+        Stage::Releasing if !held || waited >= RELEASE_MAX => Some(Stage::PoweringOff),
         Stage::Releasing => {
             if ending.call.take(now) {
                 todo.push(Action::CommitUntil(None));
                 todo.push(Action::Release);
+            }
+            None
+        }
+        Stage::PoweringOff if how == PowerOff::None => Some(Stage::Over),
+        // Somebody has said since that the machine goes: it does.
+        Stage::PoweringOff if noticed && ending.deadline.is_some_and(|at| now >= at) => {
+            Some(Stage::Over)
+        }
+        Stage::PoweringOff => {
+            if ending.call.take(now) {
+                todo.push(Action::PowerOff(how));
             }
             None
         }
@@ -370,7 +455,8 @@ pub(super) fn stage_answered(
             Stage::Logs => Stage::Final,
             Stage::Final => Stage::Status,
             Stage::Status => Stage::Releasing,
-            Stage::Releasing | Stage::Over => Stage::Over,
+            Stage::Releasing => Stage::PoweringOff,
+            Stage::PoweringOff | Stage::Over => Stage::Over,
         };
         return enter(ending, next, now);
     };
@@ -401,4 +487,25 @@ pub(super) fn released(
     todo: &mut Vec<Action>,
 ) {
     stage_answered(state, Stage::Releasing, result, now, todo);
+}
+
+/// The machine goes, or it does not: then again, for ever, unless it was refused.
+pub(super) fn powered_off(
+    state: &mut State,
+    result: Result<(), Fault>,
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    let refused = match &result {
+        Err(fault) if !fault.transient => Some(fault.text.clone()),
+        _ => None,
+    };
+    let Some(why) = refused else {
+        return stage_answered(state, Stage::PoweringOff, result, now, todo);
+    };
+    let text = format!("THE MACHINE GOES ON AND COSTS MONEY: {why}");
+    say(todo, Level::Error, text.as_str());
+    let event = "power_off_refused".to_owned();
+    todo.push(Action::Alert(Alert { event, text }));
+    stage_answered(state, Stage::PoweringOff, Ok(()), now, todo);
 }

@@ -375,7 +375,8 @@ fn guard(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
             Level::Warning,
             "the lease is about to run out; nothing is published",
         );
-        ask_to_save(state, todo);
+        // Where there is nobody to ask there is nothing to save.
+        ask_to_save(state, todo).ok();
     }
     if silent >= kill_after && state.settings.lease == LeaseMode::Strict && state.has_trainer() {
         trainer::kill(state, StopReason::LeaseAtRisk, now, todo);

@@ -2,6 +2,7 @@
 
 mod ending;
 mod lease;
+mod limits;
 
 use std::time::Duration;
 
@@ -9,12 +10,30 @@ use protocol::{Event as TrainerEvent, Phase, Record};
 
 use super::*;
 use crate::error::ExitStatus;
+use crate::limits::{Age, Limits};
+use crate::provider::PowerOff;
 use crate::state::{
     Beat, Cause, Claim, Exit, Fault, LeaseMode, OnLost, Published, Restored, Settings, Sight,
     Verdict,
 };
 
 const TTL: Duration = Duration::from_secs(60);
+
+/// Only stalls are looked after.
+const LIMITS: Limits = Limits {
+    wall: None,
+    idle: None,
+    stall: Some(Duration::from_secs(100)),
+    boot: None,
+    claim: None,
+    restore: None,
+    fetch: None,
+    first_step: None,
+    budget_usd: None,
+    standby_usd: None,
+    keepalive: None,
+    provider: None,
+};
 
 fn settings() -> Settings {
     Settings {
@@ -27,12 +46,15 @@ fn settings() -> Settings {
         restarts_max: 3,
         backoff_first: Duration::from_secs(1),
         backoff_max: Duration::from_secs(60),
-        stall: Duration::from_secs(100),
         start_patience: Duration::from_secs(300),
         save_patience: Duration::from_secs(30),
         store_patience: Duration::from_secs(600),
         status_every: Duration::from_secs(5),
         logs_every: Duration::from_secs(30),
+        limits: LIMITS,
+        age: Age::default(),
+        price: None,
+        power_off: PowerOff::None,
     }
 }
 
@@ -44,6 +66,7 @@ struct Bench {
     done: Vec<Action>,
     /// Whether beats, statuses and logs get through.
     store_up: bool,
+    provider_up: bool,
 }
 
 impl Bench {
@@ -54,6 +77,7 @@ impl Bench {
             now,
             done: Vec::new(),
             store_up: true,
+            provider_up: true,
         }
     }
 
@@ -95,6 +119,11 @@ impl Bench {
             Action::WriteLogs { .. } => Some(Event::LogsWritten(result)),
             Action::WriteFinal(_) => Some(Event::FinalWritten(result)),
             Action::Release => Some(Event::Released(result)),
+            Action::PowerOff(_) => Some(Event::PoweredOff(if self.provider_up {
+                Ok(())
+            } else {
+                Err(fault())
+            })),
             Action::Prune => Some(Event::Pruned(result)),
             _ => None,
         }

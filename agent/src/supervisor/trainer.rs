@@ -89,9 +89,8 @@ fn stop_if_stalled(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     };
     let silent = now.since(state.progress.moved.unwrap_or(*since));
     let settings = &state.settings;
-    let patience = state
-        .progress
-        .patience(settings.start_patience, settings.stall);
+    let stall = settings.limits.stall.unwrap_or(Duration::MAX);
+    let patience = state.progress.patience(settings.start_patience, stall);
     if silent < patience {
         return;
     }

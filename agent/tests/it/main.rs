@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod child;
+mod deadman;
 mod logs;
 mod oom;
 mod power_off;

@@ -77,6 +77,7 @@ async fn spoil(world: &World, case: &str) {
         nonce: world.nonce(),
         step: 0,
         spent_usd: 0.0,
+        machine_usd: 0.0,
     };
     match case {
         "a lease is missing" => memory.delete(&job.lease(1)).await.unwrap(),

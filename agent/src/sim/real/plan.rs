@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::checkpoints::{Policy, Transfer};
 use crate::lease::Terms;
+use crate::limits::Age;
+use crate::provider::PowerOff;
+use crate::sim::world::LIMITS;
 use crate::state::{LeaseMode, OnLost, Settings};
 use crate::storage::faults;
 
@@ -171,12 +174,15 @@ impl Plan {
             restarts_max: 5,
             backoff_first: Duration::from_millis(500),
             backoff_max: Duration::from_secs(5),
-            stall: Duration::from_secs(20),
             start_patience: Duration::from_secs(20),
             save_patience: Duration::from_secs(5),
             store_patience: Duration::from_secs(120),
             status_every: Duration::from_secs(4),
             logs_every: Duration::from_secs(10),
+            limits: LIMITS,
+            age: Age::default(),
+            price: None,
+            power_off: PowerOff::None,
         }
     }
 

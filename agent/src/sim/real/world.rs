@@ -22,7 +22,7 @@ use crate::job::{Holder, Nonce};
 use crate::lease;
 use crate::logs::{Console, Logs};
 use crate::redact::Redactor;
-use crate::run::{Executor, Local, Options, Quiet};
+use crate::run::{self, Executor, Local, Options, Quiet};
 use crate::storage::Storage;
 use crate::storage::faults::{Faulty, Quirks};
 use crate::storage::memory::Memory;
@@ -299,6 +299,7 @@ impl World {
             pass_env: Vec::new(),
             redactor: Arc::clone(&self.redactor),
             clock: Arc::clone(&clock),
+            machine: run::Machine::default(),
         };
         let console = Console {
             stdout: Box::new(std::io::sink()),

@@ -40,7 +40,11 @@ impl World {
             38..=47 => self.kill_agent(agent),
             48..=53 => {
                 self.kill_agent(agent);
-                self.machines[machine] = Machine::default();
+                if self.plan.limited.is_some() {
+                    self.take(machine);
+                } else {
+                    self.machines[machine] = Machine::default();
+                }
             }
             54..=63 => {
                 let seconds = self.random.between(1, 20);
@@ -48,6 +52,9 @@ impl World {
                 let source = "SIGTERM".to_owned();
                 self.deliver(agent, Event::Notice { source, grace });
                 self.push(seconds * 1_000 + 800, Due::KillAgent(agent));
+                if self.plan.limited.is_some() {
+                    self.push(seconds * 1_000 + 800, Due::PowerOff(machine, None));
+                }
             }
             64..=73 if self.plan.freezes => {
                 self.agents[agent].frozen_until = self.now + self.random.between(1_000, 60_000);
@@ -106,7 +113,9 @@ impl World {
         self.agents[agent].alive = false;
         self.agents[agent].trainer = None;
         self.machines[machine].agent = None;
-        let after = self.random.between(500, 20_000);
-        self.push(after, Due::Spawn(machine));
+        if self.plan.limited.is_none() {
+            let after = self.random.between(500, 20_000);
+            self.push(after, Due::Spawn(machine));
+        }
     }
 }

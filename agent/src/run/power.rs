@@ -1,0 +1,131 @@
+//! The loop's dealings with its machine: it shows that it lives, hears the provider, asks the price,
+//! gives the machine back, tells whoever is not looking.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::{Executor, Message, PREFIX, fault};
+use crate::clock::Moment;
+use crate::machine::body;
+use crate::provider::{
+    Notice, NoticeKind, Outcome, PowerOff, Services, environment, watch_notices,
+};
+use crate::state::{Alert, Command, Event, Level};
+use crate::supervisor::limits;
+
+/// Between two questions for the price: spot prices move slowly.
+const PRICE_EVERY: Duration = Duration::from_secs(15 * 60);
+/// The first answers may be late.
+const PRICE_SOON: Duration = Duration::from_secs(60);
+const PRICE_SOON_TIMES: u32 = 5;
+/// Between two lines to the dead-man's switch.
+const PULSE_EVERY: Duration = Duration::from_secs(1);
+
+impl Executor {
+    /// Shows the dead-man's switch that this loop turns, and when it must not any more.
+    pub(super) fn show_life(&mut self) {
+        let now = self.options.clock.now();
+        if self.pulsed.is_some_and(|at| now.since(at) < PULSE_EVERY) {
+            return;
+        }
+        self.pulsed = Some(now);
+        let hard = limits::hard(&self.state).map(|(_, at)| at);
+        if let Err(error) = self.options.machine.pulse.beat(hard) {
+            self.say(Level::Warning, &format!("the dead-man's switch: {error}"));
+        }
+    }
+
+    /// Starts to ask for the price, and to hear what the provider says of itself.
+    pub(super) fn hear_the_provider(&self) -> mpsc::UnboundedReceiver<Notice> {
+        let (tell, notices) = mpsc::unbounded_channel();
+        let Some(switch) = self.options.machine.switch.clone() else {
+            return notices;
+        };
+        let instance = switch.adapter().instance().clone();
+        let services = Services::new(&environment());
+        tokio::spawn(async move { watch_notices(&instance, services, tell).await });
+        let tell = self.tell.clone();
+        tokio::spawn(async move {
+            let mut asked = 0;
+            while !tell.is_closed() {
+                let price = switch.adapter().price().await;
+                asked += 1;
+                let soon = price.is_none() && asked <= PRICE_SOON_TIMES;
+                if let Some(price) = price {
+                    // Nobody listens any more only when the agent ends.
+                    tell.send(Message::Event(Event::Priced(price))).ok();
+                }
+                sleep(if soon { PRICE_SOON } else { PRICE_EVERY }).await;
+            }
+        });
+        notices
+    }
+
+    pub(super) fn noticed(&mut self, notice: Notice) {
+        let Notice {
+            source,
+            kind,
+            grace,
+        } = notice;
+        let seconds = grace.as_secs();
+        self.say(
+            Level::Warning,
+            &format!("notice by {source}: {kind:?}, {seconds} s"),
+        );
+        self.happen(match kind {
+            NoticeKind::Rebalance => Event::Command(Command::Save),
+            NoticeKind::Terminate => Event::Notice { source, grace },
+        });
+    }
+
+    /// Gives the machine back; answered when that is done or can never be.
+    pub(super) fn power_off(&self, how: PowerOff) {
+        let switch = self.options.machine.switch.clone();
+        let logs = Arc::clone(&self.logs);
+        let work = async move {
+            let Some(switch) = switch else {
+                return Message::Event(Event::PoweredOff(Ok(())));
+            };
+            for request in switch.requests(how) {
+                logs.note(&format!("{PREFIX}giving the machine back: {request}"));
+            }
+            let say = |text: String| logs.note(&format!("{PREFIX}warning: {text}"));
+            let result = match switch.power_off(how, say).await {
+                Outcome::Accepted | Outcome::AlreadyGone => Ok(()),
+                Outcome::Denied(why) => Err(fault(false, &why)),
+                Outcome::Retry { after, why } => {
+                    sleep(after).await;
+                    Err(fault(true, &why))
+                }
+            };
+            Message::Event(Event::PoweredOff(result))
+        };
+        self.spawn(work, None);
+    }
+
+    /// Tells the webhook; nothing waits for it.
+    pub(super) fn alert(&self, alert: &Alert, now: Moment) {
+        let Some(webhook) = self.options.machine.webhook.clone() else {
+            return;
+        };
+        let (job, agent) = (self.options.job.id(), &self.options.holder.agent);
+        let cost = self.state.meter.total(now);
+        let body = body(job, agent, &alert.event, &alert.text, cost);
+        let logs = Arc::clone(&self.logs);
+        tokio::spawn(async move {
+            if let Err(why) = webhook.send(&body).await {
+                logs.note(&format!("{PREFIX}warning: the webhook: {why}"));
+            }
+        });
+    }
+
+    /// What the job has cost, if anybody knows.
+    pub(super) fn cost_usd(&self) -> Option<f64> {
+        let meter = &self.state.meter;
+        let total = meter.total(self.options.clock.now());
+        (meter.price().is_some() || total > 0.0).then_some(total)
+    }
+}
