@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const OWNER_TAKES_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Becomes the parent of all orphans below this process, and buries them from a thread of its own
-/// for as long as the process lives.
+/// for as long as the process lives. A second call does nothing.
 ///
 /// # Errors
 /// If the kernel refuses, or the thread cannot be made.
 pub fn start() -> io::Result<()> {
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    if STARTED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     if std::process::id() != 1 {
         set_child_subreaper(Some(rustix::process::getpid()))?;
     }

@@ -22,6 +22,7 @@ use crate::provider::{Instance, PowerOff};
 use crate::redact::Redactor;
 use crate::run::{self as supervised, Machine, Options, Outage};
 use crate::state::{LeaseMode, OnLost, Settings};
+use crate::storage::Storage;
 use crate::storage::open::open;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
@@ -37,16 +38,26 @@ pub(super) struct Run {
     /// The trainer's directory on this machine [default: runs/JOB].
     #[arg(long, env = "AGENT_RUN_DIR")]
     run_dir: Option<PathBuf>,
-    /// What the lease means: strict stops training before it can be lost, lenient goes on
-    /// unpublished, off is for a single container and any store.
-    #[arg(long, env = "AGENT_LEASE", value_enum, default_value = "strict")]
-    lease: LeaseArg,
     /// What to do while another agent has the job.
     #[arg(long, env = "AGENT_ON_LOST", value_enum, default_value = "exit")]
     on_lost: OnLostArg,
     /// Go on with a job that has ended.
     #[arg(long)]
     again: bool,
+    #[command(flatten)]
+    supervision: Supervision,
+    /// The trainer and its arguments; {run_dir} stands for its directory.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// How a trainer is looked after, whatever the job: what `agent sweep work` takes as well.
+#[derive(Debug, clap::Args)]
+pub(super) struct Supervision {
+    /// What the lease means: strict stops training before it can be lost, lenient goes on
+    /// unpublished, off is for a single container and any store.
+    #[arg(long, env = "AGENT_LEASE", value_enum, default_value = "strict")]
+    lease: LeaseArg,
     /// Failures in a row without a new checkpoint that are followed by a restart.
     #[arg(long, env = "AGENT_MAX_RESTARTS", default_value_t = 5)]
     max_restarts: u32,
@@ -75,9 +86,6 @@ pub(super) struct Run {
     /// A secret of the agent's environment that the trainer gets all the same; may be repeated.
     #[arg(long)]
     pass_env: Vec<String>,
-    /// The trainer and its arguments; {run_dir} stands for its directory.
-    #[arg(last = true, required = true)]
-    command: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -96,39 +104,105 @@ enum OnLostArg {
 impl Run {
     /// What the dead-man's switch is told.
     pub(super) fn orders(&self) -> Orders {
-        self.machine.orders(&self.limits)
+        self.supervision.orders()
     }
 
     /// Runs the job. A machine on which that cannot be begun is given back as well.
     pub(super) async fn obey(self: Box<Self>, pulse: Pulse) -> Result<ExitStatus, Error> {
-        let found = Found::out(&self.machine, &self.limits).await;
-        let ended = match found.check(&self.machine) {
-            Ok(()) => match self.options(&found, pulse).await {
-                Ok(options) => supervised::run(options).await,
-                Err(error) => Err(error),
-            },
+        let host = self.supervision.host(pulse).await;
+        let ended = match self.options(&host).await {
+            Ok(options) => supervised::run(options).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = &ended
-            && found.power_off != PowerOff::None
-        {
-            let say = |text: String| {
-                // Nobody is left to tell if standard error is closed.
-                writeln!(std::io::stderr(), "agent: {text}").ok();
-            };
-            say(format!("error: {error}; giving the machine back"));
-            found.switch.power_off(found.power_off, say).await;
+        if let Err(error) = &ended {
+            host.give_back(&format!("error: {error}")).await;
         }
         ended
     }
 
-    async fn options(self: Box<Self>, found: &Found, pulse: Pulse) -> Result<Options, Error> {
+    async fn options(self: Box<Self>, host: &Host) -> Result<Options, Error> {
+        let supervision = &self.supervision;
+        supervision.check(host)?;
         let job = Job::new(&self.place.job).map_err(|error| Error::Usage(error.to_string()))?;
+        let store = open(&self.place.store).await?;
         let run_dir = self
             .run_dir
             .unwrap_or_else(|| PathBuf::from("runs").join(job.id()));
         let run_dir =
             std::path::absolute(&run_dir).map_err(Error::machine(run_dir.display().to_string()))?;
+        let mut options = supervision.options(host, store, job, run_dir, self.command)?;
+        options.settings.on_lost = match self.on_lost {
+            OnLostArg::Exit => OnLost::Exit,
+            OnLostArg::Standby => OnLost::Standby,
+        };
+        options.settings.again = self.again;
+        Ok(options)
+    }
+}
+
+/// The machine that we are on, and who watches over it.
+pub(super) struct Host {
+    found: Found,
+    pulse: Pulse,
+}
+
+impl Host {
+    /// Gives the machine back, where it is one that may be, after saying why.
+    pub(super) async fn give_back(&self, why: &str) {
+        let how = self.found.power_off;
+        if how == PowerOff::None {
+            return;
+        }
+        let say = |text: String| {
+            // Nobody is left to tell if standard error is closed.
+            writeln!(std::io::stderr(), "agent: {text}").ok();
+        };
+        say(format!("{why}; giving the machine back"));
+        self.found.switch.power_off(how, say).await;
+    }
+
+    /// Dollars an hour, storage included; `None` if nobody knows.
+    pub(super) async fn price(&self) -> Option<f64> {
+        let told = self.found.switch.adapter().price().await;
+        let price = told.or_else(|| self.found.price.clone())?;
+        Some(price.per_hour + price.storage_per_hour)
+    }
+}
+
+impl Supervision {
+    /// What the dead-man's switch is told.
+    pub(super) fn orders(&self) -> Orders {
+        self.machine.orders(&self.limits)
+    }
+
+    /// Finds out whose machine this is.
+    pub(super) async fn host(&self, pulse: Pulse) -> Host {
+        Host {
+            found: Found::out(&self.machine, &self.limits).await,
+            pulse,
+        }
+    }
+
+    /// # Errors
+    /// If a limit cannot be held on this machine.
+    pub(super) fn check(&self, host: &Host) -> Result<(), Error> {
+        host.found.check(&self.machine)
+    }
+
+    /// The agent's part, for a job that is left to whoever has it, and not gone on with once it has
+    /// ended.
+    ///
+    /// # Errors
+    /// If a flag is not what it should be.
+    pub(super) fn options(
+        &self,
+        host: &Host,
+        store: Arc<dyn Storage>,
+        job: Job,
+        run_dir: PathBuf,
+        command: Vec<String>,
+    ) -> Result<Options, Error> {
+        let found = &host.found;
         let terms = Terms {
             ttl: self.ttl,
             slack: (self.ttl / 12).min(Duration::from_secs(5)),
@@ -141,11 +215,8 @@ impl Run {
                 LeaseArg::Lenient => LeaseMode::Lenient,
                 LeaseArg::Off => LeaseMode::Off,
             },
-            on_lost: match self.on_lost {
-                OnLostArg::Exit => OnLost::Exit,
-                OnLostArg::Standby => OnLost::Standby,
-            },
-            again: self.again,
+            on_lost: OnLost::Exit,
+            again: false,
             ttl: terms.ttl,
             kill_budget: (terms.ttl / 8).min(KILL_BUDGET_MAX),
             rho: terms.rho,
@@ -165,7 +236,7 @@ impl Run {
         found.fill(&mut settings);
         let outage = Outage::default();
         Ok(Options {
-            store: outage.over(open(&self.place.store).await?),
+            store: outage.over(store),
             job,
             run_dir: RunDir::new(run_dir),
             holder: holder(found.switch.adapter().instance()),
@@ -177,14 +248,15 @@ impl Run {
                 ..Policy::default()
             },
             transfer: Transfer::default(),
-            command: self.command,
+            command,
             grace: self.grace,
-            pass_env: self.pass_env,
+            pass_env: self.pass_env.clone(),
             redactor: Arc::new(Redactor::from_env()),
             clock: Arc::new(BootClock),
+            first_epoch: None,
             machine: Machine {
                 switch: Some(Arc::clone(&found.switch)),
-                pulse,
+                pulse: host.pulse.clone(),
                 webhook,
                 outage,
                 words: found.describe(),

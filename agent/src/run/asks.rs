@@ -201,6 +201,13 @@ impl Executor {
             }
             Standing::Held => LeaseReason::Expired,
         };
+        if self.comes_late(&look) {
+            let claim = Ok(Claim::Taken);
+            self.tell
+                .send(Message::Event(Event::Claimed { asked, claim }))
+                .ok();
+            return;
+        }
         let before = look.top.as_ref().map_or(0, |top| top.record.attempt);
         let (own, told) = (self.attempt, self.told_usd);
         let options = Arc::clone(&self.options);
@@ -241,6 +248,14 @@ impl Executor {
             }
         };
         self.spawn(work, None);
+    }
+
+    /// Whether somebody else has had the epoch that this run was to begin with.
+    fn comes_late(&self, look: &Look) -> bool {
+        let first = self.options.first_epoch.filter(|_| self.lease.is_none());
+        let passed = first.is_some_and(|first| look.epoch() >= first);
+        let top = look.top.as_ref();
+        passed && !top.is_some_and(|top| self.local.made(&top.record.nonce))
     }
 
     /// Only a lease whose creation is dated by our own request counts; see `supervisor::lease`.

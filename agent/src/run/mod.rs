@@ -69,6 +69,9 @@ pub struct Options {
     pub pass_env: Vec<String>,
     pub redactor: Arc<Redactor>,
     pub clock: Arc<dyn Clock>,
+    /// The one epoch that this run may begin with, where its caller has bound something to it; if
+    /// somebody else has that one, the job is held elsewhere.
+    pub first_epoch: Option<u64>,
     pub machine: Machine,
 }
 

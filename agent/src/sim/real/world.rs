@@ -299,6 +299,7 @@ impl World {
             pass_env: Vec::new(),
             redactor: Arc::clone(&self.redactor),
             clock: Arc::clone(&clock),
+            first_epoch: None,
             machine: run::Machine::default(),
         };
         let console = Console {
