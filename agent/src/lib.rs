@@ -28,6 +28,7 @@ pub mod status;
 pub mod machine;
 pub mod deadman;
 pub mod run;
+pub mod sweep;
 pub mod cli;
 #[cfg(test)]
 mod sim;

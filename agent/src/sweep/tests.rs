@@ -1,0 +1,5 @@
+//! Tests of sweeps, by what they are of.
+
+mod spaces;
+mod ledger;
+mod rungs;
