@@ -29,6 +29,7 @@ pub mod machine;
 pub mod deadman;
 pub mod run;
 pub mod sweep;
+pub mod reap;
 pub mod cli;
 #[cfg(test)]
 mod sim;

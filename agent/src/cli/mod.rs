@@ -5,6 +5,8 @@ mod machine;
 mod provider;
 mod run;
 mod store;
+mod sweep;
+mod reap;
 
 use std::ffi::OsString;
 use std::process::Command as Process;
@@ -26,6 +28,8 @@ const COMMANDS: &[&str] = &[
     "probe-store",
     "provider",
     "power-off",
+    "sweep",
+    "reap",
     "help",
     "--help",
     "-h",
@@ -68,6 +72,11 @@ enum Command {
     Provider(provider::Show),
     /// Give a machine back, and try for as long as it takes.
     PowerOff(provider::PowerOff),
+    /// Many trials of one trainer, by any number of workers.
+    #[command(subcommand)]
+    Sweep(sweep::Sweep),
+    /// List jobs whose holder fell silent without writing down an end.
+    Reap(reap::Reap),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -135,16 +144,16 @@ pub fn main(
                 }
             };
             let mut pulse = Pulse::default();
-            if let Command::Run(run) = &cli.command {
+            if let Some(orders) = cli.command.orders() {
                 let failed = || Error::machine("dead-man's switch");
                 if !guarded && std::process::id() == 1 {
-                    let code = deadman::be_first(&run.orders(), &arguments);
+                    let code = deadman::be_first(&orders, &arguments);
                     return code.map(ExitStatus::of_code).map_err(failed());
                 }
                 let started = if guarded {
                     Pulse::to_parent()
                 } else {
-                    Pulse::start(run.orders())
+                    Pulse::start(orders)
                 };
                 pulse = started.map_err(failed())?;
             }
@@ -158,6 +167,17 @@ pub fn main(
             runtime.shutdown_background();
             pulse.bye();
             status
+        }
+    }
+}
+
+impl Command {
+    /// What the dead-man's switch is told, where a command runs trainers.
+    fn orders(&self) -> Option<Orders> {
+        match self {
+            Self::Run(run) => Some(run.orders()),
+            Self::Sweep(sweep) => sweep.orders(),
+            _ => None,
         }
     }
 }
@@ -176,6 +196,8 @@ async fn obey(
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
         Command::Provider(show) => provider::show(show, print).await,
         Command::PowerOff(order) => provider::power_off(order, print).await,
+        Command::Sweep(sweep) => sweep.obey(pulse, print).await,
+        Command::Reap(reap) => reap.obey(print).await,
     }
 }
 

@@ -189,6 +189,11 @@ impl Supervision {
         host.found.check(&self.machine)
     }
 
+    /// Whether the user promises that there is one container.
+    pub(super) fn is_unleased(&self) -> bool {
+        matches!(self.lease, LeaseArg::Off)
+    }
+
     /// The agent's part, for a job that is left to whoever has it, and not gone on with once it has
     /// ended.
     ///

@@ -93,6 +93,8 @@ pub struct Ledger {
     limit_microusd: u64,
     owner: String,
     account: Account,
+    /// What a claim has cost and could not be booked yet.
+    owed: Option<(String, u64)>,
 }
 
 impl Ledger {
@@ -108,6 +110,7 @@ impl Ledger {
             limit_microusd: micro(budget_usd),
             owner: owner.to_owned(),
             account: Account::default(),
+            owed: None,
         }
     }
 
@@ -120,15 +123,7 @@ impl Ledger {
         // Of a chain without gaps the last key is the newest entry's.
         let last = match self.account.n {
             0 => list_all(&*self.store, &prefix).await?.pop(),
-            n => {
-                let known = self.place.budget(n);
-                let later = self.store.list(&known, None, 1).await?;
-                if later.is_empty() {
-                    let detail = "the newest entry is not there any more".to_owned();
-                    return Err(self.broken(&known, detail));
-                }
-                self.later(&known).await?
-            }
+            n => self.later(&self.place.budget(n)).await?,
         };
         if let Some(last) = last {
             let object = self.store.get(&last.key).await?;
@@ -172,6 +167,9 @@ impl Ledger {
         microusd: u64,
         microusd_per_hour: u64,
     ) -> Result<Reserve, SweepError> {
+        if let Some((owed, spent)) = self.owed.clone() {
+            self.settle(&owed, spent).await?;
+        }
         let (owner, limit) = (self.owner.clone(), self.limit_microusd);
         self.change(|account| {
             account.reserved.retain(|it| it.owner != owner);
@@ -199,9 +197,10 @@ impl Ledger {
     /// Books what a claim has really cost. If others took it for dead and booked it, that stays.
     ///
     /// # Errors
-    /// Of the store; the reservation stands then until others take it for dead.
+    /// Of the store; it is then booked before the next reservation, or others take it for dead.
     pub async fn settle(&mut self, trial: &str, microusd: u64) -> Result<(), SweepError> {
         let owner = self.owner.clone();
+        self.owed = Some((trial.to_owned(), microusd));
         self.change(|account| {
             let own = |it: &Reservation| it.owner == owner && it.trial == trial;
             let Some(at) = account.reserved.iter().position(own) else {
@@ -211,7 +210,9 @@ impl Ledger {
             account.spent_microusd += microusd;
             Ok(((), format!("{owner} spent {:.6} on {trial}", usd(microusd))))
         })
-        .await
+        .await?;
+        self.owed = None;
+        Ok(())
     }
 
     /// Books what a dead worker's claim may have cost, and sets the rest of it free.

@@ -12,6 +12,10 @@ mod space;
 mod spec;
 mod ledger;
 mod rungs;
+mod trial;
+mod watcher;
+mod work;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +23,10 @@ pub use ledger::{Account, Ledger, Reservation, Reserve};
 pub use rungs::{Rungs, Verdict};
 pub use space::{Method, Setting, Settings, TRIALS_MAX, Trial, id_of};
 pub use spec::{Budget, Creation, Halving, Spec};
+pub use status::{Overview, Row, TrialState, overview};
+pub use work::{Plan, work};
 
+use crate::error::Error;
 use crate::job::{Job, JobError};
 use crate::storage::StorageError;
 
@@ -48,6 +55,16 @@ pub enum SweepError {
 impl From<StorageError> for SweepError {
     fn from(error: StorageError) -> Self {
         Self::Job(error.into())
+    }
+}
+
+impl From<SweepError> for Error {
+    fn from(error: SweepError) -> Self {
+        match error {
+            SweepError::Job(JobError::Storage(error)) => Self::Storage(error),
+            SweepError::Job(error) => Self::Bad(error.to_string()),
+            error => Self::Usage(error.to_string()),
+        }
     }
 }
 
