@@ -12,4 +12,5 @@ mod proxy;
 mod machine;
 mod agent;
 mod agent_s3;
+mod sweep;
 mod tidy;
