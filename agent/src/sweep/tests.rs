@@ -3,3 +3,4 @@
 mod spaces;
 mod ledger;
 mod rungs;
+mod trials;

@@ -151,3 +151,12 @@ fn a_location_names_store_and_sweep() {
     assert_eq!(split("store/x"), None);
     assert!(Place::new("a/b").is_err());
 }
+
+#[test]
+fn the_sample_is_a_sweep() {
+    let text = include_str!("../../../../configs/sweeps/shakespeare_lr.toml");
+    let sample = Spec::from_toml(text, None).unwrap();
+    assert_eq!(sample.trials.len(), 20);
+    assert_eq!(sample.varied(), ["dropout", "learning_rate", "n_layer"]);
+    assert!(sample.budget.is_some() && sample.halving.is_some());
+}

@@ -220,3 +220,6 @@ impl Cashier {
         Ok(dead.microusd.min(u64::try_from(charge).unwrap_or(u64::MAX)))
     }
 }
+
+#[cfg(test)]
+mod tests;
