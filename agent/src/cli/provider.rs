@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use crate::error::{Error, ExitStatus};
 use crate::provider::{self as providers};
 use crate::provider::{
-    Adapter, Environment, Instance, Kind, Outcome, Price, Services, detect, environment, sources,
+    Adapter, Environment, Instance, Kind, Outcome, Price, Services, detect,
+    environment as environment_here, sources,
 };
 
 #[derive(Debug, clap::Args)]
@@ -73,13 +74,22 @@ impl Machine {
         let environment = self.environment();
         let services = Services::new(&environment);
         let instance = detect(&environment, self.provider, &services).await;
-        Adapter::new(instance, services, environment)
+        let elsewhere = self.instance.is_some() && {
+            let here = detect(&environment_here(), self.provider, &services).await;
+            here.id != instance.id
+        };
+        let adapter = Adapter::new(instance, services, environment);
+        if elsewhere {
+            adapter.elsewhere()
+        } else {
+            adapter
+        }
     }
 
     /// The process's environment, but for who the machine is if that was said.
     fn environment(&self) -> Environment {
         let (instance, region) = (self.instance.clone(), self.region.clone());
-        let own = environment();
+        let own = environment_here();
         Arc::new(move |name| match name {
             "AGENT_INSTANCE_ID" if instance.is_some() => instance.clone(),
             "CONTAINER_ID" | "RUNPOD_POD_ID" | "MODAL_TASK_ID" | "SLURM_JOB_ID" | "HOSTNAME"

@@ -33,6 +33,8 @@ pub struct Adapter {
     pub(super) caller: Caller,
     pub(super) host: Arc<dyn Host>,
     pub(super) pace: Pace,
+    /// Whether the instance is the machine that we run on.
+    pub(super) own: bool,
     environment: Environment,
     redactor: Redactor,
 }
@@ -51,8 +53,17 @@ impl Adapter {
             caller: Caller::new(services, ANSWER_MAX),
             host: Arc::new(Machine),
             pace: Pace::default(),
+            own: true,
             environment,
         }
+    }
+
+    /// The instance is another machine than this one: whatever its provider says, this one is never
+    /// ended instead.
+    #[must_use]
+    pub fn elsewhere(mut self) -> Self {
+        self.own = false;
+        self
     }
 
     pub fn instance(&self) -> &Instance {

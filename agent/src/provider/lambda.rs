@@ -70,7 +70,11 @@ impl Provider for Lambda {
 
     fn read(&self, answer: &Answer) -> Sight {
         if !answer.is_success() {
-            return Sight::failed(answer);
+            // A list that is missing is no machine that is missing.
+            return match self.id.get() {
+                Some(_) => Sight::failed(answer),
+                None => Sight::default(),
+            };
         }
         let body = answer.json();
         let machine = match &body["data"] {

@@ -47,12 +47,18 @@ impl Adapter {
         }
         let began = Instant::now();
         let mut zombie_at = began + self.pace.zombie;
-        let (mut failed, mut fruitless) = (0u32, 0);
+        let (mut failed, mut fruitless, mut told) = (0u32, 0, false);
         loop {
             let impatient = began.elapsed() > self.pace.patience;
             let mut not_before = Duration::ZERO;
             match self.round(how, impatient || fruitless > 0, &mut say).await {
-                Round::Over(outcome) => return outcome,
+                Round::Over(outcome) => {
+                    // Then this is not running, and yet it does: the address may have been wrong.
+                    if outcome == Outcome::AlreadyGone && self.own && self.speaker.is_machine() {
+                        self.last_resort(&mut say).await;
+                    }
+                    return outcome;
+                }
                 Round::Again(after) => {
                     fruitless = 0;
                     not_before = after.min(self.pace.max * 5);
@@ -61,9 +67,12 @@ impl Adapter {
                     fruitless += 1;
                     if fruitless >= FRUITLESS_MAX {
                         fruitless = 0;
-                        zombie_at = Instant::now() + self.pace.zombie;
-                        say(format!("ZOMBIE {}: {why}", self.name()));
-                        if self.host.is_first() && !self.speaker.is_machine() {
+                        if !told {
+                            zombie_at = Instant::now() + self.pace.zombie;
+                            told = true;
+                            say(format!("ZOMBIE {}: {why}", self.name()));
+                        }
+                        if self.own && self.host.is_first() && !self.speaker.is_machine() {
                             say("the end of this process is all that is left".to_owned());
                             return Outcome::Denied(why);
                         }
@@ -151,6 +160,8 @@ impl Adapter {
                 // It takes as long as it takes, but not for ever.
                 Presence::Leaving if elapsed < self.pace.settle * 10 => {}
                 _ if elapsed < self.pace.settle => {}
+                // Its word is all that can be had.
+                Presence::Unknown if !self.own => return Settled::Gone,
                 Presence::Unknown => {
                     let why = "this process lives on and the provider cannot be asked";
                     return Settled::Not(why.to_owned());
@@ -160,8 +171,12 @@ impl Adapter {
         }
     }
 
-    /// Without the provider. Returns if that did not help either.
+    /// Without the provider. Returns if that did not help either. A machine without a name may be
+    /// anybody's.
     async fn last_resort(&self, say: &mut impl FnMut(String)) {
+        if !self.own || self.instance.id.is_none() {
+            return;
+        }
         if !self.speaker.is_machine() {
             say("ending this container: its disk may go on costing money".to_owned());
             if let Err(why) = self.host.end_container().await {

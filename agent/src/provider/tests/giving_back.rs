@@ -349,3 +349,41 @@ async fn ec2s_clock_is_taken_for_the_next_signature() {
     let (outcome, _) = give_back(&adapter, PowerOff::Destroy).await;
     assert_eq!(outcome, Outcome::AlreadyGone);
 }
+
+#[tokio::test]
+async fn a_machine_that_is_said_to_be_gone_while_it_runs_is_shut_down() {
+    let fake = Fake::start(|seen| match seen.line.contains("metadata") {
+        true => Reply::new(200, r#"{"access_token":"t"}"#).header("metadata-flavor", "Google"),
+        false => Reply::new(404, "no such route"),
+    })
+    .await;
+    let id = "projects/p/zones/z/instances/i";
+    let (adapter, host) = adapter(instance(Kind::Gcp, id), &fake.url);
+    let (outcome, _) = give_back(&adapter, PowerOff::Destroy).await;
+    assert_eq!(outcome, Outcome::AlreadyGone);
+    assert_eq!(host.done(), ["shut down"]);
+
+    let (adapter, host) = super::adapter(instance(Kind::Gcp, id), &fake.url);
+    let (outcome, _) = give_back(&adapter.elsewhere(), PowerOff::Destroy).await;
+    assert_eq!(outcome, Outcome::AlreadyGone);
+    assert_eq!(host.done(), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn this_machine_is_not_ended_instead_of_another() {
+    let fake = Fake::script(vec![Reply::new(401, "")]).await;
+    for (kind, id, elsewhere) in [
+        (Kind::Vast, "1", true),
+        (Kind::Lambda, "a", true),
+        // Nothing but the user's word says whose this is.
+        (Kind::Aws, "", false),
+    ] {
+        let (mut adapter, host) = adapter(instance(kind, id), &fake.url);
+        if elsewhere {
+            adapter = adapter.elsewhere();
+        }
+        adapter.pace.zombie = Duration::from_millis(300);
+        until_said(&adapter, "minutes after its end").await;
+        assert_eq!(host.done(), Vec::<&str>::new(), "{kind}");
+    }
+}
