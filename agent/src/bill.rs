@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Moment;
 use crate::provider::PriceSource;
@@ -23,21 +24,22 @@ pub struct Bill {
     pub estimated_total: Option<f64>,
     /// Left out where nobody knows the price.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<Cost>,
-    pub limits: Shown,
+    pub cost: Option<JobCost>,
+    pub limits: JobLimits,
     /// The newest commands that came through `control/`, and what became of them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<Control>,
+    pub control: Option<JobControl>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Cost {
-    pub currency: &'static str,
+/// Money, in dollars.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobCost {
+    pub currency: String,
     /// Without storage.
     pub price_per_hour: f64,
     pub storage_per_hour: f64,
     /// `provider`, `spec` (the job or a flag) or `table`.
-    pub price_source: &'static str,
+    pub price_source: String,
     /// Of this machine.
     pub compute: f64,
     pub storage: f64,
@@ -52,8 +54,8 @@ pub struct Cost {
 }
 
 /// The limits that are on.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Shown {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_wall_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,27 +63,28 @@ pub struct Shown {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stall_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_deadline: Option<Deadline>,
+    pub next_deadline: Option<JobDeadline>,
     /// All that have a moment, the next one first.
-    pub deadlines: Vec<Deadline>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deadlines: Vec<JobDeadline>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Deadline {
-    pub timer: &'static str,
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobDeadline {
+    pub timer: String,
     pub at: String,
     pub in_seconds: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Control {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobControl {
     /// The number of the last command that was read.
     pub last: String,
-    pub answers: Vec<Answered>,
+    pub answers: Vec<JobAnswer>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Answered {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobAnswer {
     pub id: String,
     pub kind: String,
     pub done: bool,
@@ -98,15 +101,11 @@ pub fn of(state: &State, now: Moment, time: Timestamp) -> Bill {
     let eta = state.progress.eta();
     let cost = meter.price().map(|price| {
         let (compute, storage) = meter.machine(now);
-        Cost {
-            currency: "USD",
+        JobCost {
+            currency: "USD".to_owned(),
             price_per_hour: price.per_hour,
             storage_per_hour: price.storage_per_hour,
-            price_source: match price.source {
-                PriceSource::Provider => "provider",
-                PriceSource::Job => "spec",
-                PriceSource::Table => "table",
-            },
+            price_source: source_word(price.source),
             compute,
             storage,
             former: meter.former(),
@@ -123,27 +122,27 @@ pub fn of(state: &State, now: Moment, time: Timestamp) -> Bill {
             .filter(|_| cost.is_some())
             .map(|eta| meter.total_after(now, eta)),
         cost,
-        limits: Shown {
+        limits: JobLimits {
             max_wall_seconds: seconds(limits.wall),
             idle_seconds: seconds(limits.idle),
             stall_seconds: seconds(limits.stall),
             next_deadline: deadlines.first().cloned(),
             deadlines,
         },
-        control: state.answers.last().map(|last| Control {
+        control: state.answers.last().map(|last| JobControl {
             last: last.id.clone(),
             answers: state.answers.iter().map(answered).collect(),
         }),
     }
 }
 
-fn deadlines(state: &State, now: Moment, time: Timestamp) -> Vec<Deadline> {
+fn deadlines(state: &State, now: Moment, time: Timestamp) -> Vec<JobDeadline> {
     let mut moments = limits::deadlines(state, now);
     moments.sort_by_key(|&(_, at)| at);
     let shown = moments.into_iter().map(|(timer, at)| {
         let in_seconds = at.since(now).as_secs();
-        Deadline {
-            timer: timer.name(),
+        JobDeadline {
+            timer: timer.name().to_owned(),
             at: rfc3339(time, i64::try_from(in_seconds).unwrap_or(i64::MAX)),
             in_seconds,
         }
@@ -151,8 +150,17 @@ fn deadlines(state: &State, now: Moment, time: Timestamp) -> Vec<Deadline> {
     shown.collect()
 }
 
-fn answered(answer: &Answer) -> Answered {
-    Answered {
+fn source_word(source: PriceSource) -> String {
+    let word = match source {
+        PriceSource::Provider => "provider",
+        PriceSource::Job => "spec",
+        PriceSource::Table => "table",
+    };
+    word.to_owned()
+}
+
+fn answered(answer: &Answer) -> JobAnswer {
+    JobAnswer {
         id: answer.id.clone(),
         kind: answer.kind.clone(),
         done: answer.refused.is_none(),

@@ -1,15 +1,22 @@
 //! `status.json`: what a poller sees of a job, built from what the supervisor knows. Written to the
-//! store by the holder, later served over HTTP as well.
+//! store by the holder and served over HTTP.
 //!
 //! Optional fields are left out, never null; numbers that are not finite never occur.
 
-use serde_json::{Map, Value, json};
+mod model;
+
+use serde_json::Value;
 
 use crate::bill;
 use crate::clock::Moment;
 use crate::logs::Line;
 use crate::redact::Redactor;
 use crate::state::{Lease, Reason, Risk, Stage, State, StopReason, Trainer};
+
+pub use crate::bill::{JobControl, JobCost, JobDeadline, JobLimits};
+pub use model::{
+    JobCheckpoint, JobGpu, JobInstance, JobLease, JobProgress, JobStatus, JobTimes, More, STATUSES,
+};
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +44,7 @@ pub struct Extra<'a> {
     pub written_at: &'a str,
     pub lines: &'a [Line],
     pub holder: &'a str,
+    pub more: &'a More,
 }
 
 /// The phase of §5.3 of the background specification.
@@ -77,120 +85,117 @@ pub fn phase(state: &State) -> Phase {
 
 /// The status as JSON, not yet redacted: see [`redact`].
 pub fn build(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
+    serde_json::to_value(of(state, extra, now)).expect("a status holds only texts and numbers")
+}
+
+/// The status as its type.
+pub fn of(state: &State, extra: &Extra<'_>, now: Moment) -> JobStatus {
     let Phase { phase, status } = phase(state);
-    let mut root = Map::new();
-    let mut set = |key: &str, value: Value| {
-        if !value.is_null() {
-            root.insert(key.to_owned(), value);
-        }
-    };
-    set("schema_version", json!(SCHEMA_VERSION));
-    set("rev", json!(extra.rev));
-    set("id", json!(extra.job));
-    set("status", json!(status));
-    set("phase", json!(phase));
-    set("progress", progress(state, now));
-    set("logs", tail(extra.lines));
-    if let Some(last) = extra.lines.last() {
-        set("logs_next", json!(last.seq));
-    }
-    set("lease", lease(state, extra, now));
-    set("checkpoint", checkpoint(state, now));
-    set("attempt", json!(extra.attempt));
-    set("preemptions", json!(state.counts.preemptions));
-    set("restarts", json!(state.counts.crashes));
     let over = state
         .ending
         .as_ref()
         .is_some_and(|ending| ending.stage >= Stage::Status);
-    let times = [
-        ("started", json!(extra.started_at)),
-        ("updated", json!(extra.written_at)),
-        ("ended", json!(over.then_some(extra.written_at))),
-    ];
-    set("timestamps", object(times));
-    if let Some(ending) = &state.ending {
-        let exit = ending.reason.exit_status();
-        set("reason", json!(ending.reason.code()));
-        set("message", json!(ending.reason.text()));
-        set("resumable", json!(!ending.reason.ends_job()));
-        set("retryable", json!(matches!(exit.code(), 11 | 12)));
-        set("exit", json!(exit.code()));
-    }
+    let reason = state.ending.as_ref().map(|ending| &ending.reason);
+    let exit = reason.map(|reason| reason.exit_status().code());
+    let more = extra.more.clone();
     let bill = bill::of(state, now, extra.written_at.parse().unwrap_or_default());
-    let bill = serde_json::to_value(bill).expect("it holds only texts and numbers");
-    root.extend(bill.as_object().cloned().unwrap_or_default());
-    Value::Object(root)
+    JobStatus {
+        schema_version: SCHEMA_VERSION,
+        rev: extra.rev,
+        id: extra.job.to_owned(),
+        provider: more.provider.unwrap_or_else(|| "local".to_owned()),
+        status: status.to_owned(),
+        phase: phase.to_owned(),
+        progress: progress(state, now),
+        logs: tail(extra.lines),
+        logs_next: extra.lines.last().map(|last| last.seq),
+        cost_so_far: bill.cost_so_far,
+        estimated_total: bill.estimated_total,
+        cost: bill.cost,
+        limits: Some(bill.limits),
+        control: bill.control,
+        lease: lease(state, extra, now),
+        checkpoint: checkpoint(state, now),
+        attempt: extra.attempt,
+        preemptions: state.counts.preemptions,
+        restarts: state.counts.crashes,
+        gpu: more.gpu,
+        instance: more.instance,
+        timestamps: JobTimes {
+            started: extra.started_at.to_owned(),
+            updated: extra.written_at.to_owned(),
+            ended: over.then(|| extra.written_at.to_owned()),
+        },
+        reason: reason.map(|reason| reason.code().to_owned()),
+        message: reason.map(Reason::text),
+        resumable: reason.map(|reason| !reason.ends_job()),
+        retryable: exit.map(|exit| matches!(exit, 11 | 12)),
+        exit,
+    }
 }
 
-fn progress(state: &State, now: Moment) -> Value {
+fn progress(state: &State, now: Moment) -> JobProgress {
     let it = &state.progress;
-    let percent = match (it.step, it.total_steps) {
-        (Some(step), Some(total)) if total > 0 => Some(step as f64 * 100.0 / total as f64),
-        _ => None,
-    };
-    let fields = [
-        ("step", json!(it.step)),
-        ("total_steps", json!(it.total_steps)),
-        ("tokens", json!(it.tokens)),
-        ("loss", json!(it.loss)),
-        ("val_loss", json!(it.val_loss)),
-        ("lr", json!(it.lr)),
-        ("steps_per_second", json!(it.steps_per_second())),
-        ("tokens_per_second", json!(it.tokens_per_second)),
-        ("mfu", json!(it.mfu)),
-        ("percent", json!(percent)),
-        ("eta_seconds", json!(it.eta().map(|eta| eta.as_secs()))),
-        ("updated_at", json!(it.updated_at)),
-        (
-            "age_seconds",
-            json!(it.moved.map(|m| now.since(m).as_secs_f64())),
-        ),
-        ("non_finite", json!(it.non_finite.then_some(true))),
-    ];
-    object(fields)
+    JobProgress {
+        epoch: it.epoch,
+        total_epochs: it.total_epochs,
+        step: it.step,
+        total_steps: it.total_steps,
+        tokens: it.tokens,
+        loss: it.loss,
+        val_loss: it.val_loss,
+        lr: finite(it.lr),
+        grad_norm: finite(it.grad_norm),
+        steps_per_second: finite(it.steps_per_second()),
+        tokens_per_second: finite(it.tokens_per_second),
+        mfu: finite(it.mfu),
+        percent: it.percent(),
+        eta_seconds: it.eta().map(|eta| eta.as_secs()),
+        updated_at: it.updated_at.clone(),
+        age_seconds: it.moved.map(|moved| now.since(moved).as_secs_f64()),
+        non_finite: it.non_finite.then_some(true),
+    }
 }
 
-fn lease(state: &State, extra: &Extra<'_>, now: Moment) -> Value {
+/// JSON has no other numbers.
+fn finite(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| value.is_finite())
+}
+
+fn lease(state: &State, extra: &Extra<'_>, now: Moment) -> Option<JobLease> {
     let Lease::Held(held) = &state.lease else {
-        return Value::Null;
+        return None;
     };
-    let valid = state.valid_until().map(|until| until.since(now).as_secs());
-    let at_risk = (held.risk > Risk::None).then_some(true);
-    object([
-        ("epoch", json!(held.epoch)),
-        ("holder", json!(extra.holder)),
-        ("valid_for_seconds", json!(valid)),
-        ("at_risk", json!(at_risk)),
-    ])
+    Some(JobLease {
+        epoch: held.epoch,
+        holder: extra.holder.to_owned(),
+        valid_for_seconds: state.valid_until().map(|until| until.since(now).as_secs()),
+        at_risk: (held.risk > Risk::None).then_some(true),
+    })
 }
 
-fn checkpoint(state: &State, now: Moment) -> Value {
+fn checkpoint(state: &State, now: Moment) -> JobCheckpoint {
     let it = &state.checkpoints;
-    let at_risk = state
-        .progress
-        .step
-        .map(|step| step.saturating_sub(it.published.unwrap_or(0)));
-    let uploading = it.upload.as_ref().map(|upload| upload.step);
-    let age = it.published_at.map(|at| now.since(at).as_secs_f64());
-    object([
-        ("step", json!(it.published)),
-        ("age_seconds", json!(age)),
-        ("local_step", json!(it.local)),
-        ("uploading_step", json!(uploading)),
-        ("steps_at_risk", json!(at_risk)),
-    ])
+    let at_risk = |step: u64| step.saturating_sub(it.published.unwrap_or(0));
+    JobCheckpoint {
+        step: it.published,
+        age_seconds: it.published_at.map(|at| now.since(at).as_secs_f64()),
+        local_step: it.local,
+        uploading_step: it.upload.as_ref().map(|upload| upload.step),
+        steps_at_risk: state.progress.step.map(at_risk),
+    }
 }
 
-fn tail(lines: &[Line]) -> Value {
+/// The texts of the newest lines that fit.
+pub fn tail(lines: &[Line]) -> Vec<String> {
     let mut bytes = 0;
     let newest = lines.iter().rev().take_while(|line| {
         bytes += line.line.len();
         bytes <= LOG_BYTES_MAX
     });
-    let mut texts: Vec<&str> = newest.map(|line| line.line.as_str()).collect();
+    let mut texts: Vec<String> = newest.map(|line| line.line.clone()).collect();
     texts.reverse();
-    json!(texts)
+    texts
 }
 
 /// Masks secrets in every text of the status. Not in the status as one text: there a secret with a
@@ -202,10 +207,4 @@ pub fn redact(status: &mut Value, redactor: &Redactor) {
         Value::Object(fields) => fields.values_mut().for_each(|it| redact(it, redactor)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
-}
-
-/// An object of those fields that are there.
-fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
-    let there = fields.into_iter().filter(|(_, value)| !value.is_null());
-    Value::Object(there.map(|(key, value)| (key.to_owned(), value)).collect())
 }

@@ -48,6 +48,7 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
         Event::Started(result) => trainer::started(state, result, now, &mut todo),
         Event::Exited(exit) => trainer::exited(state, &exit, now, &mut todo),
         Event::Record(record) => state.progress.record(&record, now),
+        Event::Reported(report) => state.progress.report(&report, now),
         Event::CheckpointFound { step } => checkpoints::found(state, step),
         Event::PublishEnded {
             epoch,

@@ -1,12 +1,15 @@
 //! The command line of the agent. Called by `main`.
 
 mod control;
+mod face;
+mod look;
 mod machine;
 mod provider;
+mod reap;
+mod sweep;
+mod target;
 mod run;
 mod store;
-mod sweep;
-mod reap;
 
 use std::ffi::OsString;
 use std::process::Command as Process;
@@ -14,7 +17,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::deadman::{self, Pulse, UNDER_GUARD};
+use crate::deadman::{self, Orders, Pulse, UNDER_GUARD};
 use crate::error::{Error, ExitStatus};
 use crate::run as supervised;
 
@@ -30,6 +33,12 @@ const COMMANDS: &[&str] = &[
     "power-off",
     "sweep",
     "reap",
+    "status",
+    "logs",
+    "artifacts",
+    "stop",
+    "checkpoint",
+    "openapi",
     "help",
     "--help",
     "-h",
@@ -77,6 +86,18 @@ enum Command {
     Sweep(sweep::Sweep),
     /// List jobs whose holder fell silent without writing down an end.
     Reap(reap::Reap),
+    /// What a job is doing, asked of its agent or its store.
+    Status(look::Status),
+    /// What a job has printed.
+    Logs(look::Logs),
+    /// The files that a job has made.
+    Artifacts(look::ArtifactsArgs),
+    /// End a job's run: save, publish, leave.
+    Stop(look::Stop),
+    /// Save a checkpoint now and publish it.
+    Checkpoint(look::Checkpoint),
+    /// The description of the HTTP API (OpenAPI 3.1).
+    Openapi,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -198,6 +219,15 @@ async fn obey(
         Command::PowerOff(order) => provider::power_off(order, print).await,
         Command::Sweep(sweep) => sweep.obey(pulse, print).await,
         Command::Reap(reap) => reap.obey(print).await,
+        Command::Status(args) => look::status(&args, print).await,
+        Command::Logs(args) => look::logs(&args, print).await,
+        Command::Artifacts(args) => look::artifacts(&args, print).await,
+        Command::Stop(args) => look::stop(&args, print).await,
+        Command::Checkpoint(args) => look::checkpoint(&args, print).await,
+        Command::Openapi => {
+            print(&crate::http::document());
+            Ok(ExitStatus::Completed)
+        }
     }
 }
 

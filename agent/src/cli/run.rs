@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use protocol::RunDir;
 
+use super::face::FaceArgs;
 use super::machine::{Found, LimitFlags, MachineFlags};
 use super::{Place, duration};
 use crate::checkpoints::{Policy, Transfer};
@@ -46,6 +47,8 @@ pub(super) struct Run {
     again: bool,
     #[command(flatten)]
     supervision: Supervision,
+    #[command(flatten)]
+    face: FaceArgs,
     /// The trainer and its arguments; {run_dir} stands for its directory.
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -110,14 +113,41 @@ impl Run {
     /// Runs the job. A machine on which that cannot be begun is given back as well.
     pub(super) async fn obey(self: Box<Self>, pulse: Pulse) -> Result<ExitStatus, Error> {
         let host = self.supervision.host(pulse).await;
-        let ended = match self.options(&host).await {
-            Ok(options) => supervised::run(options).await,
-            Err(error) => Err(error),
-        };
+        let ended = self.run(&host).await;
         if let Err(error) = &ended {
             host.give_back(&format!("error: {error}")).await;
         }
         ended
+    }
+
+    async fn run(self: Box<Self>, host: &Host) -> Result<ExitStatus, Error> {
+        let redactor = Arc::new(Redactor::from_env());
+        let mut face = self.face.face(&redactor)?;
+        face.config = self.config(&redactor);
+        let options = Options {
+            redactor,
+            ..self.options(host).await?
+        };
+        supervised::run_with(options, face).await
+    }
+
+    /// The settings as they are, for people; secrets masked.
+    fn config(&self, redactor: &Redactor) -> serde_json::Value {
+        let mut config = serde_json::json!({
+            "store": self.place.store,
+            "job": self.place.job,
+            "lease": format!("{:?}", self.supervision.lease).to_lowercase(),
+            "on_lost": format!("{:?}", self.on_lost).to_lowercase(),
+            "max_restarts": self.supervision.max_restarts,
+            "grace_seconds": self.supervision.grace.as_secs_f64(),
+            "start_deadline_seconds": self.supervision.start_deadline.as_secs_f64(),
+            "store_patience_seconds": self.supervision.store_patience.as_secs_f64(),
+            "ttl_seconds": self.supervision.ttl.as_secs_f64(),
+            "keep_last": self.supervision.keep_last,
+            "command": self.command,
+        });
+        crate::status::redact(&mut config, redactor);
+        config
     }
 
     async fn options(self: Box<Self>, host: &Host) -> Result<Options, Error> {

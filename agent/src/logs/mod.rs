@@ -79,16 +79,32 @@ pub struct Segment {
     pub bytes: Vec<u8>,
 }
 
-/// Which lines to show.
-#[derive(Clone, Debug)]
+/// Which lines to show; without any wish all that are in memory.
+#[derive(Clone, Debug, Default)]
 pub struct Query {
     /// Only those after this cursor.
     pub after: Option<u64>,
+    /// Only those up to this cursor, itself included.
+    pub up_to: Option<u64>,
+    /// Only those from this time on, and before that one: RFC 3339, UTC, as lines have it.
+    pub from_time: Option<String>,
+    pub until_time: Option<String>,
     pub source: Option<Source>,
     /// Only those that contain this.
     pub grep: Option<String>,
+    /// Of these, only so many of the newest.
+    pub tail: Option<usize>,
     /// Most lines.
     pub limit: usize,
+}
+
+/// What the log has taken in and given up since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub stdout_lines: u64,
+    pub stderr_lines: u64,
+    pub agent_lines: u64,
+    pub dropped_bytes: u64,
 }
 
 /// The answer to a [`Query`].
@@ -161,6 +177,10 @@ impl Logs {
 
     pub fn page(&self, query: &Query) -> Page {
         self.core().ring.page(query)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.core().counts
     }
 
     /// Tells the cursor of the newest line whenever there is one.

@@ -46,22 +46,50 @@ impl Ring {
             has_more: false,
             missed: self.forgotten > query.after,
         };
-        for line in self.lines.range(start..) {
+        let end = match query.up_to {
+            Some(up_to) => self.lines.partition_point(|line| line.seq <= up_to),
+            None => self.lines.len(),
+        };
+        let lines = self.lines.range(start.min(end)..end);
+        if let Some(tail) = query.tail {
+            let newest = lines.rev().filter(|line| query.wants(line));
+            page.lines = newest.take(tail.min(query.limit)).cloned().collect();
+            page.lines.reverse();
+            page.next = end
+                .checked_sub(1)
+                .map(|last| self.lines[last].seq)
+                .or(page.next);
+            return page;
+        }
+        for line in lines {
             if page.lines.len() == query.limit {
                 page.has_more = true;
                 break;
             }
             page.next = Some(line.seq);
-            let from = query.source.is_none_or(|source| source == line.source);
-            let holds = query
-                .grep
-                .as_ref()
-                .is_none_or(|text| line.line.contains(text));
-            if from && holds {
+            if query.wants(line) {
                 page.lines.push(line.clone());
             }
         }
         page
+    }
+}
+
+impl Query {
+    fn wants(&self, line: &Line) -> bool {
+        self.source.is_none_or(|source| source == line.source)
+            && self
+                .from_time
+                .as_ref()
+                .is_none_or(|from| line.time >= *from)
+            && self
+                .until_time
+                .as_ref()
+                .is_none_or(|until| line.time < *until)
+            && self
+                .grep
+                .as_ref()
+                .is_none_or(|text| line.line.contains(text))
     }
 }
 

@@ -275,10 +275,8 @@ async fn one_cursor_goes_over_attempts_and_pages_meet() {
     }
     assert!(f.logs.flush(PATIENCE).await);
     let mut query = Query {
-        after: None,
-        source: None,
-        grep: None,
         limit: 7,
+        ..Query::default()
     };
     let mut all = Vec::new();
     loop {
@@ -297,6 +295,31 @@ async fn one_cursor_goes_over_attempts_and_pages_meet() {
     assert_eq!(texts(&f.logs.page(&query).lines), ["2.9", "3.9"]);
     query.source = Some(Source::Stderr);
     assert_eq!(f.logs.page(&query).lines, []);
+    let newest = Query {
+        tail: Some(2),
+        up_to: Some(first_seq(3)),
+        limit: 7,
+        ..Query::default()
+    };
+    let page = f.logs.page(&newest);
+    assert_eq!(texts(&page.lines), ["2.9", "3.0"]);
+    assert_eq!(page.next, Some(first_seq(3)));
+    let from_time = Some(all[25].time.clone());
+    let later = Query {
+        from_time: from_time.clone(),
+        limit: 100,
+        ..Query::default()
+    };
+    assert!(f.logs.page(&later).lines.len() >= 5);
+    let earlier = Query {
+        until_time: from_time,
+        from_time: Some("2000".to_owned()),
+        limit: 100,
+        ..Query::default()
+    };
+    let both = f.logs.page(&later).lines.len() + f.logs.page(&earlier).lines.len();
+    assert_eq!(both, 30);
+    assert_eq!(f.logs.counts().stdout_lines, 30);
 }
 
 #[tokio::test]

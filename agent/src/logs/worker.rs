@@ -17,7 +17,7 @@ use super::limit::Limit;
 use super::queue::{Popped, Queue};
 use super::ring::Ring;
 use super::segments::Segments;
-use super::{Gap, Line, first_seq};
+use super::{Counts, Gap, Line, first_seq};
 use crate::child::Source;
 use crate::redact::Redactor;
 
@@ -66,6 +66,7 @@ pub(super) struct Core {
     /// nothing in the store belongs to no attempt, where other agents' lines would be as well.
     early: VecDeque<Line>,
     early_lost_bytes: u64,
+    pub(super) counts: Counts,
 }
 
 impl Core {
@@ -79,6 +80,7 @@ impl Core {
             next_seq: 0,
             early: VecDeque::new(),
             early_lost_bytes: 0,
+            counts: Counts::default(),
         })
     }
 
@@ -117,6 +119,12 @@ impl Core {
             gap,
         };
         self.next_seq += 1;
+        let lines = match source {
+            Source::Stdout => &mut self.counts.stdout_lines,
+            Source::Stderr => &mut self.counts.stderr_lines,
+            Source::Agent => &mut self.counts.agent_lines,
+        };
+        *lines += 1;
         // A disk that takes no more costs the local log; the next line tries again.
         if self.file.is_none() {
             self.file = LogFile::open(&self.dir, self.attempt).ok();
@@ -140,6 +148,7 @@ impl Core {
     }
 
     fn add_gap(&mut self, source: Source, bytes: u64, reason: &str, now: Instant) {
+        self.counts.dropped_bytes += bytes;
         let gap = Gap {
             bytes,
             reason: reason.to_owned(),

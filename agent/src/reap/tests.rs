@@ -54,6 +54,7 @@ async fn beat(store: &dyn Storage, job: &Job, epoch: u64, seq: u64) {
         nonce: nonce(),
         step: 40 + seq,
         spent_usd: 0.5,
+        machine_usd: 0.0,
     };
     store
         .put(&job.beat(epoch), to_bytes(&record))

@@ -35,7 +35,8 @@ const AGENTS: [&str; 28] = [
 
 /// Whether the variable is a secret of the agent's, kept from the trainer.
 pub fn is_the_agents(name: &str) -> bool {
-    let own = name.starts_with("AGENT_") && looks_secret(name);
+    let without_file = name.strip_suffix("_FILE").unwrap_or(name);
+    let own = name.starts_with("AGENT_") && looks_secret(without_file);
     own || AGENTS.contains(&name)
 }
 

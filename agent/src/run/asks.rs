@@ -449,6 +449,7 @@ impl Executor {
             written_at: &wall_time(),
             lines: &lines,
             holder: &self.options.holder.agent,
+            more: &self.more,
         };
         let mut status = status::build(&self.state, &extra, now);
         status::redact(&mut status, &self.options.redactor);

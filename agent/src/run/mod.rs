@@ -11,8 +11,10 @@ mod asks;
 mod local;
 mod quiet;
 mod power;
+mod show;
 mod trainer;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,24 +24,29 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use crate::board::Board;
 use crate::checkpoints::{self, CheckpointError, Policy, Transfer, Upload, clear_stage};
 use crate::child::{self, Child, group};
 use crate::clock::{Clock, Moment};
 use crate::deadman::Pulse;
 use crate::error::{Error, ExitStatus};
 use crate::follow::{Checkpoints, Events};
+use crate::ingest::{Lines, ParseLogs};
 use crate::job::{CommitId, Holder, Job, JobError, LeaseRecord, Nonce};
 use crate::lease::{self, Look, Terms};
 use crate::logs::{Console, Logs};
 use crate::machine::{Switch, Webhook};
+use crate::metrics::gpu::Gpus;
 use crate::reaper::{self, Request, Signals};
 use crate::redact::Redactor;
 use crate::state::{Action, Event, Fault, Level, Settings, State};
+use crate::status::More;
 use crate::storage::Storage;
 use crate::supervisor::step;
 pub use drills::Outage;
 pub use local::Local;
 pub(crate) use quiet::Quiet;
+pub use show::Face;
 #[cfg(test)]
 pub(crate) use trainer::newest_whole;
 pub use trainer::{command_line, find_program};
@@ -183,6 +190,13 @@ pub(crate) struct Executor {
     pulsed: Option<Moment>,
     rev: u64,
     started_at: String,
+    /// For those who watch.
+    board: Board,
+    more: More,
+    gpus: Gpus,
+    lines: Lines,
+    /// Where the trainer finds who listens to its reports.
+    trainer_env: Vec<(OsString, OsString)>,
 }
 
 /// Runs a job to its end, or to the end of this agent's part in it.
@@ -190,6 +204,14 @@ pub(crate) struct Executor {
 /// # Errors
 /// If nothing could be begun: the run directory, the log, the signals.
 pub async fn run(options: Options) -> Result<ExitStatus, Error> {
+    run_with(options, Face::default()).await
+}
+
+/// The same, shown to whoever asks.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(options: Options, face: Face) -> Result<ExitStatus, Error> {
     let mut signals = Signals::listen().map_err(Error::machine("signals"))?;
     let Some(local) = Local::open(&options.run_dir, &options.holder.boot)? else {
         let text = format!(
@@ -225,6 +247,7 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
     let mut executor = Executor::new(options, local, logs, tell, quiet);
     let mut notices = executor.hear_the_provider();
     executor.say(Level::Info, &executor.options.machine.words);
+    let mut shown = executor.face(face);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -236,16 +259,20 @@ pub async fn run(options: Options) -> Result<ExitStatus, Error> {
             }
             request = signals.next() => executor.signalled(request),
             Some(notice) = notices.recv() => executor.noticed(notice),
+            Some(event) = shown.asked() => executor.happen(event),
             _ = ticks.tick() => {
                 for event in executor.follow() {
                     executor.happen(event);
                 }
                 executor.happen(Event::Tick);
                 executor.show_life();
+                executor.show();
             }
         }
         if let Some(status) = executor.state.exited {
+            executor.show();
             executor.logs.flush(Duration::from_secs(2)).await;
+            shown.close().await;
             return Ok(status);
         }
     }
@@ -261,6 +288,7 @@ impl Executor {
     ) -> Self {
         let run_dir = options.run_dir.clone();
         let state = State::new(options.settings.clone(), options.clock.now());
+        let board = Board::new(Arc::clone(&options.redactor));
         Self {
             state,
             local,
@@ -290,6 +318,11 @@ impl Executor {
             pulsed: None,
             rev: 0,
             started_at: asks::wall_time(),
+            board,
+            more: More::default(),
+            gpus: Gpus::default(),
+            lines: Lines::new(ParseLogs::Never),
+            trainer_env: Vec::new(),
             options: Arc::new(options),
         }
     }
@@ -297,6 +330,7 @@ impl Executor {
     /// Gives the supervisor an event and does what it says.
     fn happen(&mut self, event: Event) {
         let now = self.options.clock.now();
+        self.board.hear(&event);
         for action in step(&mut self.state, event, now) {
             self.carry_out(action, now);
         }
@@ -343,6 +377,7 @@ impl Executor {
             Level::Warning => "warning: ",
             Level::Error => "error: ",
         };
+        self.board.note(level, text);
         for line in text.lines() {
             let mark = if line.starts_with("hint: ") { "" } else { mark };
             self.logs.note(&format!("{PREFIX}{mark}{line}"));

@@ -69,6 +69,7 @@ impl Executor {
             &run_dir.root().join("error.json"),
         );
         command.env.pass.clone_from(&options.pass_env);
+        command.env.set.extend(self.trainer_env.iter().cloned());
         let sink = self.logs.begin(attempt);
         let event = match Child::spawn(&command, sink) {
             Ok(child) => {
@@ -123,6 +124,7 @@ impl Executor {
             return Vec::new();
         }
         let mut news = self.read_events(1);
+        news.extend(self.read_output());
         news.extend(self.find_checkpoints());
         news
     }

@@ -7,6 +7,7 @@ use protocol::Record;
 use super::{Command, Drill, Reason};
 use crate::clock::Moment;
 use crate::error::ExitStatus;
+use crate::progress::Report;
 use crate::provider::{PowerOff, Price};
 
 /// Something that happened. Each action that asks for something is answered by exactly one event,
@@ -41,6 +42,8 @@ pub enum Event {
     Exited(Exit),
     /// The trainer reported something.
     Record(Record),
+    /// A trainer that writes no events says where it stands.
+    Reported(Box<Report>),
     /// A checkpoint is complete in the run directory.
     CheckpointFound { step: u64 },
     /// Answers [`Action::Publish`]: committed and read back, or not.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::{Event, Phase as TrainerPhase, Record};
+use serde_json::json;
 
 use super::*;
 use crate::child::Source;
@@ -129,6 +130,7 @@ fn status_with(state: &State, lines: &[Line], now: Moment) -> Value {
         written_at: WRITTEN,
         lines,
         holder: "host:7",
+        more: &More::default(),
     };
     build(state, &extra, now)
 }
@@ -170,6 +172,7 @@ fn a_status_has_the_keys_that_are_specified_and_nulls_nowhere() {
         "schema_version": 1,
         "rev": 412,
         "id": "sweep/j",
+        "provider": "local",
         "status": "running",
         "phase": "training",
         "progress": {
@@ -178,6 +181,7 @@ fn a_status_has_the_keys_that_are_specified_and_nulls_nowhere() {
             "tokens": 41_600,
             "loss": 2.5,
             "lr": 0.0005,
+            "grad_norm": 1.0,
             "steps_per_second": 4.0,
             "tokens_per_second": 32.0,
             "mfu": 0.25,
@@ -188,6 +192,7 @@ fn a_status_has_the_keys_that_are_specified_and_nulls_nowhere() {
         },
         "logs": ["one", "two"],
         "logs_next": 1,
+        "cost_so_far": 0.0,
         "lease": {"epoch": 3, "holder": "host:7", "valid_for_seconds": 50},
         "checkpoint": {
             "step": 5_000,

@@ -300,6 +300,10 @@ impl Storage for Faulty {
         self.inner.stranger().await
     }
 
+    async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {
+        self.inner.presigned(key, good_for).await
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StorageError> {
         let fault = self.draw(Operation::Get);
         if let Some(object) = self.previous(key, fault) {

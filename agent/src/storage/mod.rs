@@ -23,6 +23,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,6 +42,12 @@ pub trait Storage: Send + Sync {
     /// The same store, asked by somebody who knows the name of our key and not its secret; `None`
     /// where there are no keys.
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
+        None
+    }
+
+    /// A link that anybody can get the object by for so long; `None` where there are none. The
+    /// link is a secret.
+    async fn presigned(&self, _key: &str, _good_for: Duration) -> Option<String> {
         None
     }
 

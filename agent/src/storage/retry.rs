@@ -167,6 +167,10 @@ impl Storage for Retry {
         self.inner.stranger().await
     }
 
+    async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {
+        self.inner.presigned(key, good_for).await
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StorageError> {
         self.again("get", key, || self.inner.get(key)).await
     }

@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::SharedCredentialsProvider;
 use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::{ByteStream, ByteStreamError, DateTime, Length};
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart,
@@ -196,6 +197,14 @@ impl Storage for S3 {
             credentials: None,
             ..self.clone()
         }))
+    }
+
+    async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {
+        let full = self.full("get", key).ok()?;
+        let config = PresigningConfig::expires_in(good_for).ok()?;
+        let request = self.client.get_object().bucket(&self.bucket).key(full);
+        let signed = request.presigned(config).await.ok()?;
+        Some(signed.uri().to_owned())
     }
 
     async fn get(&self, key: &str) -> Result<Object, StorageError> {

@@ -3,6 +3,7 @@
 
 mod child;
 mod deadman;
+mod face;
 mod logs;
 mod oom;
 mod power_off;

@@ -62,6 +62,7 @@ async fn beat(store: &dyn Storage, job: &Job, lease: &LeaseRecord, seq: u64) {
         nonce: lease.nonce.clone(),
         step: seq,
         spent_usd: 0.0,
+        machine_usd: 0.0,
     };
     store
         .put(&job.beat(lease.epoch), to_bytes(&record))

@@ -1,0 +1,229 @@
+//! The live stream of a job as server-sent events: output, progress, changes, checkpoints, the end.
+//! A reader that falls behind reads on from its cursor; nothing is kept for it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use utoipa::IntoParams;
+
+use super::logs::{LogLine, cursor};
+use super::{App, Problem, Shared};
+use crate::board::Shown;
+use crate::logs;
+
+/// Below the patience of proxies.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Progress is told this often at most.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Lines that are read at once.
+const LINES: usize = 256;
+const LAST_READS_MAX: usize = 256;
+/// Lines of the past that a reader gets who has no cursor.
+const TAIL: usize = 50;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StreamQuery {
+    /// A cursor to go on from, where no `Last-Event-ID` is sent.
+    #[param(pattern = "^([0-9]{1,15}|[0-9]{1,9}\\.[0-9]{1,9})$")]
+    since: Option<String>,
+}
+
+/// One reader.
+struct Reader {
+    app: Arc<App>,
+    after: Option<u64>,
+    newest: watch::Receiver<u64>,
+    shown: watch::Receiver<Arc<Shown>>,
+    waiting: VecDeque<Bytes>,
+    said: Said,
+    beat_at: Instant,
+    progress_at: Instant,
+    over: bool,
+}
+
+/// What the reader knows.
+#[derive(Default)]
+struct Said {
+    state: Option<(String, String)>,
+    checkpoint: Option<u64>,
+    progress: Option<String>,
+}
+
+/// Output and changes as they come. Events: `log`, `progress`, `status`, `checkpoint`, `gap`, `end`.
+#[utoipa::path(
+    get, path = "/api/v1/jobs/{id}/logs/stream", operation_id = "getStream", tag = "job",
+    params(
+        ("id" = String, Path), StreamQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The last cursor that was seen"),
+    ),
+    responses(
+        (status = 200, description = "The stream", body = String,
+            content_type = "text/event-stream"),
+        (status = "4XX", description = "Refused", body = Problem,
+            content_type = "application/problem+json"),
+        (status = "5XX", description = "Failed", body = Problem,
+            content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn stream(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Query(query): Query<StreamQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    app.check_job(&id)?;
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let since = last.filter(|id| !id.is_empty()).or(query.since.as_deref());
+    let after = match since {
+        Some(text) => Some(cursor(text).ok_or_else(|| {
+            Problem::bad_request(format!("expected a cursor to go on from, got {text:?}"))
+        })?),
+        None => {
+            // The newest few lines, so that a page is not empty.
+            let tail = app.source.logs.tail(TAIL + 1);
+            tail.first()
+                .filter(|_| tail.len() > TAIL)
+                .map(|line| line.seq)
+        }
+    };
+    let mut newest = app.source.logs.newest();
+    let mut shown = app.source.view.shown.clone();
+    newest.mark_changed();
+    shown.mark_changed();
+    let reader = Reader {
+        app,
+        after,
+        newest,
+        shown,
+        waiting: VecDeque::from([Bytes::from_static(b"retry: 3000\n\n")]),
+        said: Said::default(),
+        beat_at: Instant::now() + HEARTBEAT,
+        progress_at: Instant::now(),
+        over: false,
+    };
+    let events = futures_util::stream::unfold(reader, |mut reader| async move {
+        let event = reader.next().await?;
+        Some((Ok::<_, Infallible>(event), reader))
+    });
+    let mut response = Response::new(Body::from_stream(events));
+    let kind = HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    // Proxies are not to collect it.
+    let name = header::HeaderName::from_static("x-accel-buffering");
+    response
+        .headers_mut()
+        .insert(name, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// An event as it is sent. JSON in one line has no line ends of its own.
+fn event(name: &str, id: Option<u64>, data: &impl Serialize) -> Bytes {
+    let data = serde_json::to_string(data).expect("events hold texts and numbers");
+    let id = id.map_or_else(String::new, |seq| {
+        format!("id: {}.{}\n", seq >> 32, seq & 0xffff_ffff)
+    });
+    Bytes::from(format!("event: {name}\n{id}data: {data}\n\n"))
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                self.beat_at = Instant::now() + HEARTBEAT;
+                return Some(event);
+            }
+            if self.over {
+                return None;
+            }
+            tokio::select! {
+                changed = self.newest.changed() => match changed {
+                    Ok(()) => self.read_lines(),
+                    Err(_) => self.over = true,
+                },
+                changed = self.shown.changed() => match changed {
+                    Ok(()) => self.read_shown(),
+                    Err(_) => self.over = true,
+                },
+                () = sleep_until(self.beat_at) => {
+                    self.waiting.push_back(Bytes::from_static(b": heartbeat\n\n"));
+                }
+            }
+        }
+    }
+
+    fn read_lines(&mut self) {
+        let query = logs::Query {
+            after: self.after,
+            limit: LINES,
+            ..logs::Query::default()
+        };
+        let page = self.app.source.logs.page(&query);
+        if page.has_more {
+            self.newest.mark_changed();
+        }
+        // A reader that began with the newest lines has missed nothing.
+        if self.after.is_some()
+            && let Some(gap) = self.app.gap_before(&page, self.after)
+        {
+            self.waiting.push_back(event("gap", None, &gap));
+        }
+        self.after = page.next;
+        for line in page.lines {
+            let seq = line.seq;
+            self.waiting
+                .push_back(event("log", Some(seq), &LogLine::from(line)));
+        }
+    }
+
+    fn read_shown(&mut self) {
+        let shown = Arc::clone(&self.shown.borrow_and_update());
+        let status = &shown.status;
+        let state = (status.status.clone(), status.phase.clone());
+        if self.said.state.as_ref() != Some(&state) {
+            self.waiting.push_back(event("status", None, status));
+            self.said.state = Some(state);
+        }
+        if status.checkpoint.step.is_some() && status.checkpoint.step != self.said.checkpoint {
+            self.waiting
+                .push_back(event("checkpoint", None, &status.checkpoint));
+            self.said.checkpoint = status.checkpoint.step;
+        }
+        let now = Instant::now();
+        if status.progress.updated_at != self.said.progress
+            && (shown.over || now >= self.progress_at)
+        {
+            self.waiting
+                .push_back(event("progress", None, &status.progress));
+            self.said.progress.clone_from(&status.progress.updated_at);
+            self.progress_at = now + PROGRESS_EVERY;
+        }
+        if shown.over {
+            // What was printed last, in as many reads as memory holds lines for.
+            for _ in 0..LAST_READS_MAX {
+                let before = self.after;
+                self.read_lines();
+                if self.after == before {
+                    break;
+                }
+            }
+            let end = json!({
+                "status": status.status,
+                "reason": status.reason,
+                "exit": status.exit,
+            });
+            self.waiting.push_back(event("end", None, &end));
+            self.over = true;
+        }
+    }
+}
