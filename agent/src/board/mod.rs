@@ -1,5 +1,5 @@
 //! What the loop shows to whoever watches: the newest status, the history, series of values and
-//! counts. The loop writes it; the HTTP server and the metrics read it. Neither waits for the other.
+//! counts. The loop writes it; the HTTP server and the metrics read it. Neither waits.
 
 mod counters;
 mod history;

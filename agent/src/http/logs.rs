@@ -20,14 +20,14 @@ const GREP_BYTES_MAX: usize = 1_024;
 #[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
     /// Only lines after this cursor (a number, or attempt.line), or from this time on (RFC 3339).
-    #[param(
-        pattern = "^([0-9]{1,15}|[0-9]{1,9}\\.[0-9]{1,9}|[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)$"
-    )]
+    #[param(pattern = "^([0-9]{1,15}|[0-9]{1,9}\\.[0-9]{1,9}|\
+        [0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T\
+        ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)$")]
     since: Option<String>,
     /// Only lines up to this cursor, or before this time.
-    #[param(
-        pattern = "^([0-9]{1,15}|[0-9]{1,9}\\.[0-9]{1,9}|[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)$"
-    )]
+    #[param(pattern = "^([0-9]{1,15}|[0-9]{1,9}\\.[0-9]{1,9}|\
+        [0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T\
+        ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)$")]
     until: Option<String>,
     /// Only so many of the newest.
     #[param(maximum = 5000, minimum = 0)]

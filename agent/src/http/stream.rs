@@ -60,7 +60,7 @@ struct Said {
     progress: Option<String>,
 }
 
-/// Output and changes as they come. Events: `log`, `progress`, `status`, `checkpoint`, `gap`, `end`.
+/// Output and changes as they come: `log`, `progress`, `status`, `checkpoint`, `gap`, `end`.
 #[utoipa::path(
     get, path = "/api/v1/jobs/{id}/logs/stream", operation_id = "getStream", tag = "job",
     params(

@@ -167,6 +167,12 @@ pub fn parse(line: &str) -> Option<Report> {
             ..report
         });
     }
+    epochs(table, line, report)
+}
+
+/// `Epoch a/b … loss: x`, a bar of an epoch, or a loss alone.
+fn epochs(table: &Table, line: &str, report: Report) -> Option<Report> {
+    let float = |text: &str| text.parse::<f64>().ok();
     let loss = table.loss.captures(line).and_then(|found| float(&found[1]));
     if let Some(found) = table.epoch_bar.captures(line) {
         let part = float(&found[2])? / 100.0;

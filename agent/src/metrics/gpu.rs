@@ -1,6 +1,6 @@
 //! GPUs as NVIDIA's management library sees them, looked at once a second by a thread of its own:
-//! its calls can hang for ever, and an answer never waits for them. No library and no GPU are states
-//! like others.
+//! its calls can hang for ever, and an answer never waits for them. No library and no GPU are
+//! states like others.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;

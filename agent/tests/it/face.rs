@@ -194,17 +194,59 @@ async fn a_trainer_that_only_prints_has_a_full_status_and_stops_when_told() {
         (&json!("local"), &json!(0.0))
     );
 
+    look_closer(&agent).await;
+    let mut stream = agent
+        .get("/api/v1/jobs/j/logs/stream?since=0")
+        .send()
+        .await
+        .unwrap();
+    assert!(
+        agent
+            .command(&["stop", "--json"])
+            .contains("\"accepted\":true")
+    );
+    assert_eq!(
+        agent.child.wait().unwrap().code(),
+        Some(12),
+        "{}",
+        agent.said()
+    );
+    let mut told = String::new();
+    while let Some(chunk) = stream.chunk().await.unwrap() {
+        told.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    for part in [
+        "id: 1.3\n",
+        "\"line\":\"saved\"",
+        "event: end\n",
+        "\"reason\":\"cancelled\"",
+    ] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+
+    let dir = agent.dir.path();
+    let last: Value = serde_json::from_str(&stored(dir, &["status", "--json"])).unwrap();
+    assert_eq!(
+        (&last["phase"], &last["resumable"]),
+        (&json!("cancelled"), &json!(true))
+    );
+    assert_eq!(last["progress"]["step"], 60);
+    let lines = stored(dir, &["logs", "--follow"]);
+    assert!(
+        lines.contains("iter 59: loss") && lines.contains("saved\n"),
+        "{lines}"
+    );
+    assert!(!agent.said().contains(TOKEN));
+}
+
+/// Everything else that shows the job while it runs.
+async fn look_closer(agent: &Agent) {
     // The trainer knows where to report, and no token of the agent's.
     agent.waits("the trainer's last line", |agent| {
         agent.said().contains("url http://127.0.0.1:").then_some(())
     });
     assert!(agent.said().contains("token none"), "{}", agent.said());
 
-    let mut stream = agent
-        .get("/api/v1/jobs/j/logs/stream?since=0")
-        .send()
-        .await
-        .unwrap();
     let page = agent
         .get("/metrics")
         .send()
@@ -249,44 +291,6 @@ async fn a_trainer_that_only_prints_has_a_full_status_and_stops_when_told() {
         "{all}"
     );
     assert!(agent.command(&["artifacts"]).contains("logs/a0001.log"));
-
-    assert!(
-        agent
-            .command(&["stop", "--json"])
-            .contains("\"accepted\":true")
-    );
-    assert_eq!(
-        agent.child.wait().unwrap().code(),
-        Some(12),
-        "{}",
-        agent.said()
-    );
-    let mut told = String::new();
-    while let Some(chunk) = stream.chunk().await.unwrap() {
-        told.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
-    for part in [
-        "id: 1.3\n",
-        "\"line\":\"saved\"",
-        "event: end\n",
-        "\"reason\":\"cancelled\"",
-    ] {
-        assert!(told.contains(part), "{part} in {told}");
-    }
-
-    let dir = agent.dir.path();
-    let last: Value = serde_json::from_str(&stored(dir, &["status", "--json"])).unwrap();
-    assert_eq!(
-        (&last["phase"], &last["resumable"]),
-        (&json!("cancelled"), &json!(true))
-    );
-    assert_eq!(last["progress"]["step"], 60);
-    let lines = stored(dir, &["logs", "--follow"]);
-    assert!(
-        lines.contains("iter 59: loss") && lines.contains("saved\n"),
-        "{lines}"
-    );
-    assert!(!agent.said().contains(TOKEN));
 }
 
 #[test]

@@ -199,22 +199,14 @@ pub(super) async fn file(
         return Err(Problem::not_found("no such artifact"));
     }
     let root = app.source.run_dir.root().to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
-        let file = safe::open(&root, &path).ok()?;
-        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        let bytes = metadata.len();
-        let tag = format!(
-            "\"{:x}-{bytes:x}-{:x}\"",
-            metadata.ino(),
-            metadata.mtime_nsec()
-        );
-        let digest = of_manifest(&root, &path).and_then(|hex| from_hex(&hex));
-        let digest = digest.or_else(|| digest_of(&file, bytes));
-        Some((file, bytes, tag, digest))
-    });
+    let opened = tokio::task::spawn_blocking(move || look_up(&root, &path));
     let opened = opened.await.ok().flatten();
-    let (file, bytes, tag, digest) =
-        opened.ok_or_else(|| Problem::not_found("no such artifact"))?;
+    let Opened {
+        file,
+        bytes,
+        tag,
+        digest,
+    } = opened.ok_or_else(|| Problem::not_found("no such artifact"))?;
     let text = |name| {
         headers
             .get(name)
@@ -269,6 +261,30 @@ pub(super) async fn file(
         set(name, format!("sha-256=:{}:", range::base64(&digest)));
     }
     Ok(response)
+}
+
+/// A file and what is said of it.
+struct Opened {
+    file: File,
+    bytes: u64,
+    tag: String,
+    digest: Option<Vec<u8>>,
+}
+
+fn look_up(root: &std::path::Path, path: &str) -> Option<Opened> {
+    let file = safe::open(root, path).ok()?;
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let bytes = metadata.len();
+    let (inode, changed) = (metadata.ino(), metadata.mtime_nsec());
+    let tag = format!("\"{inode:x}-{bytes:x}-{changed:x}\"");
+    let digest = of_manifest(root, path).and_then(|hex| from_hex(&hex));
+    let digest = digest.or_else(|| digest_of(&file, bytes));
+    Some(Opened {
+        file,
+        bytes,
+        tag,
+        digest,
+    })
 }
 
 /// The bytes of a range, read as they are sent. A file that has become shorter ends the connection.
