@@ -195,7 +195,7 @@ async fn a_trainer_that_only_prints_has_a_full_status_and_stops_when_told() {
     );
 
     look_closer(&agent).await;
-    let mut stream = agent
+    let stream = agent
         .get("/api/v1/jobs/j/logs/stream?since=0")
         .send()
         .await
@@ -211,10 +211,7 @@ async fn a_trainer_that_only_prints_has_a_full_status_and_stops_when_told() {
         "{}",
         agent.said()
     );
-    let mut told = String::new();
-    while let Some(chunk) = stream.chunk().await.unwrap() {
-        told.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
+    let told = rest_of(stream).await;
     for part in [
         "id: 1.3\n",
         "\"line\":\"saved\"",
@@ -237,6 +234,15 @@ async fn a_trainer_that_only_prints_has_a_full_status_and_stops_when_told() {
         "{lines}"
     );
     assert!(!agent.said().contains(TOKEN));
+}
+
+/// A stream to its end.
+async fn rest_of(mut stream: reqwest::Response) -> String {
+    let mut told = String::new();
+    while let Some(chunk) = stream.chunk().await.unwrap() {
+        told.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    told
 }
 
 /// Everything else that shows the job while it runs.

@@ -201,12 +201,8 @@ pub(super) async fn file(
     let root = app.source.run_dir.root().to_owned();
     let opened = tokio::task::spawn_blocking(move || look_up(&root, &path));
     let opened = opened.await.ok().flatten();
-    let Opened {
-        file,
-        bytes,
-        tag,
-        digest,
-    } = opened.ok_or_else(|| Problem::not_found("no such artifact"))?;
+    let opened = opened.ok_or_else(|| Problem::not_found("no such artifact"))?;
+    let (bytes, tag) = (opened.bytes, opened.tag);
     let text = |name| {
         headers
             .get(name)
@@ -236,7 +232,7 @@ pub(super) async fn file(
             return Ok((content_range, problem).into_response());
         }
     };
-    let mut response = Body::from_stream(chunks(file, range)).into_response();
+    let mut response = Body::from_stream(chunks(opened.file, range)).into_response();
     *response.status_mut() = status;
     let mut set = |name: header::HeaderName, value: String| {
         let value = HeaderValue::from_str(&value).expect("digits, letters and marks");
@@ -256,7 +252,7 @@ pub(super) async fn file(
             format!("bytes {start}-{end}/{bytes}"),
         );
     }
-    if let Some(digest) = digest {
+    if let Some(digest) = opened.digest {
         let name = header::HeaderName::from_static("repr-digest");
         set(name, format!("sha-256=:{}:", range::base64(&digest)));
     }
