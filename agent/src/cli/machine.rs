@@ -238,6 +238,9 @@ impl Found {
         };
         let price = match &self.price {
             Some(price) => format!("${:.2} an hour", price.per_hour + price.storage_per_hour),
+            None if self.limits.budget_usd.is_some() => {
+                "price unknown, so --budget waits for the provider to say it".to_owned()
+            }
             None => "price unknown".to_owned(),
         };
         let kind = word_of(instance.kind);

@@ -13,7 +13,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{Orders, Pulse, UNDER_GUARD};
-use crate::child::shield_from_oom;
+use crate::child::{group, shield_from_oom};
 use crate::clock::{BootClock, Clock, Moment};
 use crate::machine::Switch;
 use crate::provider::{Adapter, Kind, PowerOff, Services, detect, environment};
@@ -99,6 +99,8 @@ pub(super) fn start(orders: &Orders) -> io::Result<OwnedFd> {
     // Waited for by nobody: it outlives us, or the reaper buries it.
     let _child = Command::new("/proc/self/exe")
         .arg(COMMAND)
+        // What is in a session of its own below us and carries no mark is taken for a trainer's.
+        .env(group::MARK, COMMAND)
         .stdin(Stdio::from(read))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())

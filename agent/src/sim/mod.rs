@@ -66,6 +66,18 @@ fn every_machine_is_off_by_its_deadline_whatever_fails() {
 }
 
 #[test]
+fn without_the_dead_mans_switch_a_machine_stays_on() {
+    let left_on = |seed| {
+        let told = run(Plan::unwatched(seed), seed, false);
+        told.is_err_and(|told| told.contains("is on after its deadline"))
+    };
+    assert!(
+        (0..50).any(left_on),
+        "agents that died took their machines with them"
+    );
+}
+
+#[test]
 fn a_limit_that_is_foreseen_loses_no_step_that_was_saved() {
     for seed in 0..SCHEDULES / 20 {
         let mut world = World::new(Plan::short(seed), seed, true);

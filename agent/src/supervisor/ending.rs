@@ -264,6 +264,8 @@ fn leave_lease(state: &mut State, todo: &mut Vec<Action>) {
     let stage = state.ending.as_ref().map(|ending| ending.stage);
     if stage >= Some(Stage::PoweringOff) && state.lease != Lease::Gone {
         state.lease = Lease::Gone;
+        // One that was due at this very moment would be of no epoch.
+        todo.retain(|action| *action != Action::Beat);
         todo.push(Action::CommitUntil(None));
     }
 }

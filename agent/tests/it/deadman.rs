@@ -136,6 +136,21 @@ fn an_agent_that_is_stopped_is_killed_and_its_machine_goes() {
 }
 
 #[test]
+fn the_switch_is_not_taken_for_something_that_a_trainer_left_behind() {
+    let scene = Scene::new();
+    let agent = scene.start(&[]);
+    let first = scene.trainer();
+    kill(first, Signal::KILL);
+    wait_until("another trainer runs", || scene.trainer() != first);
+    // Two lines to a switch that was killed would be noticed.
+    std::thread::sleep(std::time::Duration::from_millis(2_500));
+    let said = scene.said();
+    assert!(!said.contains("dead-man's switch"), "{said}");
+    agent.signal(Signal::KILL);
+    wait_until("the machine is off", || scene.is_off());
+}
+
+#[test]
 fn an_agent_that_ends_as_it_means_to_is_left_alone() {
     let scene = Scene::new();
     let mut agent = scene.start(&["--hang=2s"]);

@@ -46,7 +46,9 @@ pub(in crate::sim) struct Plan {
 #[derive(Clone, Debug)]
 pub(in crate::sim) struct Limited {
     pub(in crate::sim) limits: Limits,
-    /// The dead-man's switch ends an agent that is silent for so long, or so late.
+    /// Whether there is a dead-man's switch.
+    pub(in crate::sim) switch: bool,
+    /// It ends an agent that is silent for so long, or so late.
     pub(in crate::sim) hang: Duration,
     /// How often the provider refuses in vain.
     pub(in crate::sim) refusals: u64,
@@ -134,12 +136,22 @@ impl Plan {
             faults_until: rough.faults_until * 2,
             limited: Some(Limited {
                 limits,
+                switch: true,
                 hang: Duration::from_secs(30),
                 refusals: random.between(0, 5),
                 replacements: random.between(0, 4),
             }),
             ..rough
         }
+    }
+
+    /// The same, and nobody watches over the agents.
+    pub(in crate::sim) fn unwatched(seed: u64) -> Self {
+        let mut plan = Self::limited(seed);
+        if let Some(limited) = &mut plan.limited {
+            limited.switch = false;
+        }
+        plan
     }
 
     /// Nothing goes wrong but that the time is not enough.
@@ -156,6 +168,7 @@ impl Plan {
             checkpoint_every: random.between(20, 100),
             limited: Some(Limited {
                 limits,
+                switch: true,
                 hang: Duration::from_secs(30),
                 refusals: 0,
                 replacements: 0,

@@ -97,6 +97,9 @@ impl World {
         let limited = self.plan.limited.as_ref().expect("there are machines");
         let hang = limited.hang.as_millis() as u64;
         let wall = limited.limits.wall.expect("every plan has one");
+        if !limited.switch {
+            return;
+        }
         let suspended = self.now < self.machines[machine].suspended_until;
         if suspended || self.machines[machine].power.acts {
             return;

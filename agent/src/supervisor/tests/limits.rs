@@ -3,7 +3,7 @@
 use super::*;
 use crate::limits::Timer;
 use crate::provider::{Price, PriceSource};
-use crate::state::{Change, Drill, LimitsChange};
+use crate::state::{Call, Change, Drill, Lease, LimitsChange};
 
 fn minutes(n: u64) -> Option<Duration> {
     Some(Duration::from_secs(n * 60))
@@ -469,4 +469,28 @@ fn a_drill_of_preemption_is_a_preemption() {
         assert!(bench.has(&Action::Drill(drill)));
     }
     assert_eq!(reason(&bench), None);
+}
+
+#[test]
+fn no_beat_is_asked_for_by_whoever_has_left_the_lease() {
+    let settings = limited(Limits {
+        wall: minutes(10),
+        ..LIMITS
+    });
+    let mut bench = Bench::training(settings, None);
+    bench.record(a_step());
+    // The trainer neither saves nor dies, so the lease is held to the hard limit.
+    for _ in 0..4 * 605 {
+        bench.done.clear();
+        if let Lease::Held(held) = &mut bench.state.lease {
+            held.beat = Call::due(bench.now);
+        }
+        bench.pass(0.25);
+        if asked_off(&bench) {
+            assert!(!bench.has(&Action::Beat));
+            return;
+        }
+        assert!(bench.has(&Action::Beat));
+    }
+    panic!("the machine stays on");
 }
