@@ -9,13 +9,14 @@ use tokio::time::timeout;
 use super::controls::{last_key, read_controls};
 use super::drills;
 use super::output::{last_attempt, ship};
+use super::power::spent_before;
 use super::{
     Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
 };
 use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
 use crate::clock::Moment;
 use crate::job::{
-    BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION, read,
+    BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
 };
 use crate::lease::{self, Claimant, Look, Standing, Terms};
 use crate::state::{
@@ -26,13 +27,11 @@ use crate::storage::retry::{Policy, Retry};
 use crate::storage::{Storage, StorageError, probe};
 
 /// One small request that is not about the lease.
-const REQUEST_MAX: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// The end and the release are tried for so long before the supervisor hears of it.
 const RECORD_MAX: Duration = Duration::from_secs(10);
 /// Bringing what there is of the output to the store.
 const LOGS_MAX: Duration = Duration::from_secs(25);
-/// Former holders that are asked what the job had cost.
-const EPOCHS_ASKED_MAX: usize = 8;
 /// What is swept is a day old; how much later does not matter.
 const SWEEP_EVERY: Duration = Duration::from_secs(6 * 3600);
 
@@ -528,22 +527,6 @@ impl Executor {
         };
         self.spawn(work, None);
     }
-}
-
-/// What the job had cost when the holder of this epoch, or one before it that said so, gave its last
-/// sign of life; and what of that was its own machine.
-async fn spent_before(store: &dyn Storage, job: &Job, epoch: u64) -> Result<(f64, f64), Fault> {
-    for epoch in (1..=epoch).rev().take(EPOCHS_ASKED_MAX) {
-        let beat = timeout(REQUEST_MAX, read::<BeatRecord>(store, &job.beat(epoch))).await;
-        match beat {
-            Ok(Ok(beat)) => return Ok((beat.spent_usd, beat.machine_usd)),
-            Ok(Err(error)) if error.is_transient() => return Err(job_fault(&error)),
-            // It died before its first beat, or what it wrote is not to be read.
-            Ok(Err(_)) => {}
-            Err(_) => return Err(fault(true, &"the store does not answer")),
-        }
-    }
-    Ok((0.0, 0.0))
 }
 
 /// A small request, with its time limit.

@@ -1,19 +1,22 @@
-//! The loop's dealings with its machine: it shows that it lives, hears the provider, asks the price,
-//! gives the machine back, tells whoever is not looking.
+//! The loop's dealings with its machine: it shows that it lives, hears the provider, asks the
+//! price, gives the machine back, tells whoever is not looking.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::{Executor, Message, PREFIX, fault};
+use super::asks::REQUEST_MAX;
+use super::{Executor, Message, PREFIX, fault, job_fault};
 use crate::clock::Moment;
+use crate::job::{BeatRecord, Job, read};
 use crate::machine::body;
 use crate::provider::{
     Notice, NoticeKind, Outcome, PowerOff, Services, environment, watch_notices,
 };
-use crate::state::{Alert, Command, Event, Level};
+use crate::state::{Alert, Command, Event, Fault, Level};
+use crate::storage::Storage;
 use crate::supervisor::limits;
 
 /// Between two questions for the price: spot prices move slowly.
@@ -21,6 +24,8 @@ const PRICE_EVERY: Duration = Duration::from_secs(15 * 60);
 /// The first answers may be late.
 const PRICE_SOON: Duration = Duration::from_secs(60);
 const PRICE_SOON_TIMES: u32 = 5;
+/// Former holders that are asked what the job had cost.
+const EPOCHS_ASKED_MAX: usize = 8;
 /// Between two lines to the dead-man's switch.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
 
@@ -128,4 +133,24 @@ impl Executor {
         let total = meter.total(self.options.clock.now());
         (meter.price().is_some() || total > 0.0).then_some(total)
     }
+}
+
+/// What the job had cost when the holder of this epoch, or one before it that said so, gave its
+/// last sign of life; and what of that was its own machine.
+pub(super) async fn spent_before(
+    store: &dyn Storage,
+    job: &Job,
+    epoch: u64,
+) -> Result<(f64, f64), Fault> {
+    for epoch in (1..=epoch).rev().take(EPOCHS_ASKED_MAX) {
+        let beat = timeout(REQUEST_MAX, read::<BeatRecord>(store, &job.beat(epoch))).await;
+        match beat {
+            Ok(Ok(beat)) => return Ok((beat.spent_usd, beat.machine_usd)),
+            Ok(Err(error)) if error.is_transient() => return Err(job_fault(&error)),
+            // It died before its first beat, or what it wrote is not to be read.
+            Ok(Err(_)) => {}
+            Err(_) => return Err(fault(true, &"the store does not answer")),
+        }
+    }
+    Ok((0.0, 0.0))
 }

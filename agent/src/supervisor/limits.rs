@@ -1,9 +1,9 @@
 //! Limits of time and money as the supervisor sees them: what they count, when they end the agent,
 //! and how they are changed while it runs.
 //!
-//! A limit with a moment (wall clock, budget, the provider's own) is hard: then the machine is given
-//! back, whatever is left undone. So that nothing is, the end begins earlier, by what saving and
-//! uploading were seen to take.
+//! A limit with a moment (wall clock, budget, the provider's own) is hard: then the machine is
+//! given back, whatever is left undone. So that nothing is, the end begins earlier, by what saving
+//! and uploading were seen to take.
 
 use std::time::Duration;
 
