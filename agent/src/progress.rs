@@ -163,7 +163,8 @@ impl Progress {
                 self.step_time = milliseconds(*step_ms);
                 self.slowest_pause = self.slowest_pause.max(paused);
             }
-            Event::Eval { val_loss, .. } => {
+            Event::Eval { step, val_loss, .. } => {
+                self.set_step(*step);
                 self.val_loss = val_loss.is_finite().then_some(*val_loss);
                 self.slowest_pause = self.slowest_pause.max(paused);
             }
@@ -173,7 +174,10 @@ impl Progress {
                 let took = milliseconds(stall_ms + write_ms);
                 self.save_time = self.save_time.max(took);
             }
-            Event::Finished { reason, .. } => self.finished = Some(reason.clone()),
+            Event::Finished { reason, step, .. } => {
+                self.set_step(*step);
+                self.finished = Some(reason.clone());
+            }
             Event::Sample { .. } | Event::Warning { .. } => {}
         }
     }

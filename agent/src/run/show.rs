@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::{Executor, asks};
 use crate::http::{Server, Settings, Source};
 use crate::ingest::{Ingest, Lines, ParseLogs};
+use crate::machine::Switch;
 use crate::metrics::gpu::Gpus;
 use crate::state::{Event, Level};
 use crate::status::{self, Extra, JobInstance, JobStatus};
@@ -60,6 +61,7 @@ impl Shown {
 impl Executor {
     /// Starts to show. What cannot be shown is said, and training goes on.
     pub(super) fn face(&mut self, face: Face) -> Shown {
+        self.name_machine();
         let (ask, asked) = mpsc::channel(COMMANDS_MAX);
         self.lines = Lines::new(face.parse_logs);
         let ingest = face.ingest.then(|| {
@@ -97,7 +99,13 @@ impl Executor {
                     return None;
                 }
             };
-            let url = server.url();
+            let switch = self.options.machine.switch.as_ref();
+            let public =
+                |switch: &Arc<Switch>| switch.adapter().public_url(server.address().port());
+            let public = switch
+                .and_then(public)
+                .filter(|_| !server.address().ip().is_loopback());
+            let url = public.unwrap_or_else(|| server.url());
             let who = if settings.access.is_open() {
                 "for this machine only, without a token"
             } else {
@@ -122,6 +130,20 @@ impl Executor {
             asked,
             _ask: ask,
         }
+    }
+
+    /// Whose machine this is, as far as that is known.
+    fn name_machine(&mut self) {
+        let Some(switch) = &self.options.machine.switch else {
+            return;
+        };
+        let instance = switch.adapter().instance();
+        self.more.provider = Some(instance.kind.name().to_owned());
+        self.more.instance = Some(JobInstance {
+            id: instance.id.clone(),
+            region: instance.region.clone(),
+            ..JobInstance::default()
+        });
     }
 
     /// What the trainer's output says of its progress.
