@@ -32,6 +32,9 @@ const FAILED_HERE_MAX: usize = 3;
 /// Between two tries of a store that does not answer.
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 
+/// Job, run directory and command line to a run's options.
+type MakeOptions = dyn Fn(Job, PathBuf, Vec<String>) -> Result<Options, Error>;
+
 /// What a worker is told.
 pub struct Plan {
     pub store: Arc<dyn Storage>,
@@ -49,7 +52,7 @@ pub struct Plan {
     /// Order of the trials.
     pub seed: u64,
     /// How a run is supervised: from job, run directory and command.
-    pub options: Box<dyn Fn(Job, PathBuf, Vec<String>) -> Result<Options, Error>>,
+    pub options: Box<MakeOptions>,
 }
 
 /// A trial that has no end yet, as far as this worker knows.
