@@ -219,6 +219,11 @@ pub struct Checkpoints {
     pub failures: u32,
     /// Longest time that a publish took.
     pub upload_time: Option<Duration>,
+    /// What was published when the newest beat left.
+    pub at_beat: Option<u64>,
+    /// What was published before a beat that saw no later lease: a lease that somebody creates
+    /// after that has this for its base, or a later one.
+    pub settled: Option<u64>,
     pub prune_due: bool,
     pub pruning: bool,
 }

@@ -21,6 +21,8 @@ const SWEEP_AGE: Duration = Duration::from_secs(24 * 3600);
 /// What to keep beyond what is never deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// Later ones are let alone, and count for nothing: the lease may be somebody else's since.
+    pub settled: Option<u64>,
     /// The newest so many.
     pub keep_last: usize,
     /// The one with the lowest validation loss.
@@ -32,6 +34,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            settled: None,
             keep_last: 3,
             keep_best: true,
             keep_every: None,
@@ -71,7 +74,9 @@ pub async fn prune(
     let retrying = steady(store, transfer);
     let line = own_line(&retrying, job, epoch).await?;
     let ids = commit_ids(&retrying, job).await?;
-    let ids: Vec<CommitId> = ids.into_iter().rev().filter(|id| line.holds(*id)).collect();
+    let settled = |id: &CommitId| policy.settled.is_none_or(|settled| id.step <= settled);
+    let ids = ids.into_iter().rev().filter(|id| line.holds(*id));
+    let ids: Vec<CommitId> = ids.filter(settled).collect();
     let mut pruned = Pruned::default();
     // Nothing of ours yet: what is there is all that there is to go back to.
     if ids.first().is_none_or(|newest| newest.epoch != epoch) {

@@ -74,17 +74,25 @@ impl Server {
     /// # Errors
     /// If no port is free or the threads cannot be made.
     pub(crate) fn serve(listen: SocketAddr, router: Router, name: &str) -> io::Result<Self> {
+        let listener = bind(listen)?;
+        let address = listener.local_addr()?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(8)
             .thread_name(name)
             .enable_all()
             .build()?;
-        let listener = {
-            let _inside = runtime.enter();
-            bind(listen).and_then(TcpListener::from_std)?
+        let inside = runtime.enter();
+        let listener = TcpListener::from_std(listener);
+        drop(inside);
+        let listener = match listener {
+            Ok(listener) => listener,
+            Err(error) => {
+                // The caller may be on a thread of another runtime, which must not wait.
+                runtime.shutdown_background();
+                return Err(error);
+            }
         };
-        let address = listener.local_addr()?;
         let (close, closing) = watch::channel(false);
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         runtime.spawn(accept(listener, router, closing, Arc::clone(&connections)));

@@ -70,8 +70,8 @@ impl Adapter {
         &self.instance
     }
 
-    /// What the machine costs, if the provider's API says so; `None` also if it cannot be asked, for
-    /// which it is given some seconds.
+    /// What the machine costs, if the provider's API says so; `None` also if it cannot be asked,
+    /// for which it is given some seconds.
     pub async fn price(&self) -> Option<Price> {
         let asking = async {
             loop {

@@ -180,12 +180,8 @@ impl Executor {
         // A new nonce for each try: what became of an earlier one is seen by the next look.
         let nonce = new_nonce();
         let (Some(look), Ok(())) = (look, self.local.note(&nonce)) else {
-            let text = "the run directory cannot be written";
-            let claim = Err(fault(true, &text));
-            self.tell
-                .send(Message::Event(Event::Claimed { asked, claim }))
-                .ok();
-            return;
+            let fault = fault(true, &"the run directory cannot be written");
+            return self.answer_claim(asked, Err(fault));
         };
         let dead = look
             .top
@@ -201,11 +197,7 @@ impl Executor {
             Standing::Held => LeaseReason::Expired,
         };
         if self.comes_late(&look) {
-            let claim = Ok(Claim::Taken);
-            self.tell
-                .send(Message::Event(Event::Claimed { asked, claim }))
-                .ok();
-            return;
+            return self.answer_claim(asked, Ok(Claim::Taken));
         }
         let before = look.top.as_ref().map_or(0, |top| top.record.attempt);
         let (own, told) = (self.attempt, self.told_usd);
@@ -249,12 +241,10 @@ impl Executor {
         self.spawn(work, None);
     }
 
-    /// Whether somebody else has had the epoch that this run was to begin with.
-    fn comes_late(&self, look: &Look) -> bool {
-        let first = self.options.first_epoch.filter(|_| self.lease.is_none());
-        let passed = first.is_some_and(|first| look.epoch() >= first);
-        let top = look.top.as_ref();
-        passed && !top.is_some_and(|top| self.local.made(&top.record.nonce))
+    fn answer_claim(&self, asked: Moment, claim: Result<Claim, Fault>) {
+        let answer = Message::Event(Event::Claimed { asked, claim });
+        // Nobody listens any more only when the agent ends.
+        self.tell.send(answer).ok();
     }
 
     /// Only a lease whose creation is dated by our own request counts; see `supervisor::lease`.
@@ -412,6 +402,10 @@ impl Executor {
         let (permit, in_flight) = (Arc::clone(&self.permit), Arc::clone(&self.in_flight));
         let epoch = self.state.epoch().unwrap_or(0);
         let resumed_from = self.resumed_from;
+        let policy = checkpoints::Policy {
+            settled: self.state.checkpoints.settled,
+            ..self.options.policy
+        };
         let sweep = self.swept.is_none_or(|at| now.since(at) >= SWEEP_EVERY);
         if sweep {
             self.swept = Some(now);
@@ -419,7 +413,7 @@ impl Executor {
         let work = async move {
             let (store, job, transfer) = (&options.store, &options.job, &options.transfer);
             let allows = move || permit.allows();
-            let policy = &options.policy;
+            let policy = &policy;
             let mut result =
                 checkpoints::prune(store, job, epoch, resumed_from, policy, transfer, &allows)
                     .await

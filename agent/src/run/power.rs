@@ -11,6 +11,7 @@ use super::asks::REQUEST_MAX;
 use super::{Executor, Message, PREFIX, fault, job_fault};
 use crate::clock::Moment;
 use crate::job::{BeatRecord, Job, read};
+use crate::lease::Look;
 use crate::machine::body;
 use crate::provider::{
     Notice, NoticeKind, Outcome, PowerOff, Services, environment, watch_notices,
@@ -67,6 +68,14 @@ impl Executor {
             }
         });
         notices
+    }
+
+    /// Whether somebody else has had the epoch that this run was to begin with.
+    pub(super) fn comes_late(&self, look: &Look) -> bool {
+        let first = self.options.first_epoch.filter(|_| self.lease.is_none());
+        let passed = first.is_some_and(|first| look.epoch() >= first);
+        let top = look.top.as_ref();
+        passed && !top.is_some_and(|top| self.local.made(&top.record.nonce))
     }
 
     pub(super) fn noticed(&mut self, notice: Notice) {

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use super::{Executor, asks};
 use crate::http::{Server, Settings, Source};
 use crate::ingest::{Ingest, Lines, ParseLogs};
-use crate::machine::Switch;
 use crate::metrics::gpu::Gpus;
 use crate::state::{Event, Level};
 use crate::status::{self, Extra, JobInstance, JobStatus};
@@ -99,29 +98,7 @@ impl Executor {
                     return None;
                 }
             };
-            let switch = self.options.machine.switch.as_ref();
-            let public =
-                |switch: &Arc<Switch>| switch.adapter().public_url(server.address().port());
-            let public = switch
-                .and_then(public)
-                .filter(|_| !server.address().ip().is_loopback());
-            let url = public.unwrap_or_else(|| server.url());
-            let who = if settings.access.is_open() {
-                "for this machine only, without a token"
-            } else {
-                "to those who have a token"
-            };
-            self.say(Level::Info, &format!("served at {url}, {who}"));
-            if settings
-                .listen
-                .is_some_and(|wanted| wanted.port() != 0 && wanted != server.address())
-            {
-                self.say(Level::Warning, "the port that was asked for is taken");
-            }
-            self.more
-                .instance
-                .get_or_insert_with(JobInstance::default)
-                .url = Some(url);
+            self.tell_address(&settings, &server);
             Some(server)
         });
         Shown {
@@ -130,6 +107,27 @@ impl Executor {
             asked,
             _ask: ask,
         }
+    }
+
+    /// Says where the server is reached, to people and in the status.
+    fn tell_address(&mut self, settings: &Settings, server: &Server) {
+        let address = server.address();
+        let switch = self.options.machine.switch.as_ref();
+        let switch = switch.filter(|_| !address.ip().is_loopback());
+        let public = switch.and_then(|switch| switch.adapter().public_url(address.port()));
+        let url = public.unwrap_or_else(|| server.url());
+        let who = if settings.access.is_open() {
+            "for this machine only, without a token"
+        } else {
+            "to those who have a token"
+        };
+        self.say(Level::Info, &format!("served at {url}, {who}"));
+        let elsewhere = |wanted: std::net::SocketAddr| wanted.port() != 0 && wanted != address;
+        if settings.listen.is_some_and(elsewhere) {
+            self.say(Level::Warning, "the port that was asked for is taken");
+        }
+        let instance = self.more.instance.get_or_insert_with(JobInstance::default);
+        instance.url = Some(url);
     }
 
     /// Whose machine this is, as far as that is known.

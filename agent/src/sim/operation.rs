@@ -499,7 +499,9 @@ impl World {
         let base = self.store.base_of(*epoch);
         match (waits_for, reply) {
             (Stage::List, Some(Reply::History(history))) => {
-                *left = history.into_iter().skip(KEEP).collect();
+                let settled = self.agents[agent].state.checkpoints.settled;
+                let judged = history.into_iter().filter(|id| Some(id.1) <= settled);
+                *left = judged.skip(KEEP).collect();
                 left.retain(|&id| Some(id) != base);
             }
             (Stage::Delete, Some(_)) => {}

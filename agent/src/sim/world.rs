@@ -147,7 +147,10 @@ impl World {
 
     /// Runs the schedule to the end of the job.
     pub(super) fn run(&mut self) -> Result<(), String> {
-        let end = self.plan.faults_until + PATIENCE_MS;
+        // A job that is ended at its limits goes on by further machines.
+        let work = self.plan.total * self.plan.step_ms;
+        let more = self.plan.limited.as_ref().map_or(0, |_| 2 * work);
+        let end = self.plan.faults_until + PATIENCE_MS + more;
         while let Some(((time, _), due)) = self.queue.pop_first() {
             self.now = time;
             self.happen(due);

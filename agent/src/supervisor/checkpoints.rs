@@ -52,6 +52,16 @@ pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     }
 }
 
+/// A beat saw no later lease: what was published before it can be relied on, and what it replaced
+/// can go.
+pub(super) fn settle(state: &mut State) {
+    let checkpoints = &mut state.checkpoints;
+    if checkpoints.at_beat > checkpoints.settled {
+        checkpoints.settled = checkpoints.at_beat;
+        checkpoints.prune_due = true;
+    }
+}
+
 /// A checkpoint is complete in the run directory. What a run saves that was lost to another agent
 /// does not belong to the job's history.
 pub(super) fn found(state: &mut State, step: u64) {
@@ -115,7 +125,6 @@ pub(super) fn publish_ended(
             checkpoints.upload_time = checkpoints.upload_time.max(Some(published.took));
             checkpoints.failures = 0;
             checkpoints.retry_at = None;
-            checkpoints.prune_due = true;
             let mib = published.bytes as f64 / f64::from(1 << 20);
             let seconds = published.took.as_secs_f64();
             let text = format!("published step {step}: {mib:.1} MiB in {seconds:.1} s");

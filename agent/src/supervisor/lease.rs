@@ -285,6 +285,7 @@ pub(super) fn beat_answered(
             let pause = age.clamp(ttl / 60, ttl / 4);
             held.beat = Call::due(asked + pause);
             todo.push(Action::CommitUntil(commit_until(state)));
+            super::checkpoints::settle(state);
         }
         Err(_) => held.beat.failed(now, ttl / 60, ttl / 16),
     }
@@ -350,6 +351,7 @@ pub(super) fn advance(state: &mut State, now: Moment, todo: &mut Vec<Action>) {
     if let Lease::Held(held) = &mut state.lease
         && held.beat.take(now)
     {
+        state.checkpoints.at_beat = state.checkpoints.published;
         todo.push(Action::Beat);
     }
 }

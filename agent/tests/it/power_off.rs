@@ -16,8 +16,8 @@ use crate::support::PATIENCE;
 
 const KEY: &str = "key-of-the-instance-77";
 
-/// Answers the nth request with the nth status and body, and all later ones with the last; gives its
-/// address and what it was asked.
+/// Answers the nth request with the nth status and body, and all later ones with the last; gives
+/// its address and what it was asked.
 async fn fake(replies: Vec<(u16, &'static str)>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

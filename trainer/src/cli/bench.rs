@@ -17,22 +17,49 @@ use crate::machine;
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream};
 
+/// What is timed and how it is told.
+struct Wanted {
+    steps: u64,
+    warmup_steps: u64,
+    /// `train` or `eval`.
+    mode: String,
+    /// `json` or `table`.
+    format: String,
+}
+
+impl Wanted {
+    fn take(words: &mut Words) -> Result<Self> {
+        let mut word = |name: &str, default: &str| -> Result<String> {
+            Ok(words.take(name)?.unwrap_or_else(|| default.to_owned()))
+        };
+        let (mode, format) = (word("mode", "train")?, word("format", "json")?);
+        let mut faults = Vec::new();
+        if mode != "train" && mode != "eval" {
+            faults.push(format!("--mode: expected train or eval, got {mode:?}"));
+        }
+        if format != "json" && format != "table" {
+            faults.push(format!("--format: expected json or table, got {format:?}"));
+        }
+        if !faults.is_empty() {
+            return Err(Error::Config(faults));
+        }
+        Ok(Self {
+            steps: words.take_number("steps", 20)?.max(1),
+            warmup_steps: words.take_number("warmup_steps", 3)?,
+            mode,
+            format,
+        })
+    }
+}
+
 pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let source = words.take("config")?;
-    let steps = words.take_number("steps", 20)?.max(1);
-    let warmup_steps = words.take_number("warmup_steps", 3)?;
-    let mode = words.take("mode")?.unwrap_or_else(|| "train".to_owned());
-    let format = words.take("format")?.unwrap_or_else(|| "json".to_owned());
-    let mut faults = Vec::new();
-    if mode != "train" && mode != "eval" {
-        faults.push(format!("--mode: expected train or eval, got {mode:?}"));
-    }
-    if format != "json" && format != "table" {
-        faults.push(format!("--format: expected json or table, got {format:?}"));
-    }
-    if !faults.is_empty() {
-        return Err(Error::Config(faults));
-    }
+    let Wanted {
+        steps,
+        warmup_steps,
+        mode,
+        format,
+    } = Wanted::take(&mut words)?;
     let resolved = Config::resolve(source.as_deref(), &words.words)?;
     let config = &resolved.config;
     let place = Place::open(&config.device)?;

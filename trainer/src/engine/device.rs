@@ -47,8 +47,8 @@ impl Place {
         }
     }
 
-    /// What a GPU does at most, measured: FLOP/s of a large product in 16 bits, and bytes per second
-    /// that a copy within its memory reads and writes; `None` for a CPU.
+    /// What a GPU does at most, measured: FLOP/s of a large product in 16 bits, and bytes per
+    /// second that a copy within its memory reads and writes; `None` for a CPU.
     ///
     /// # Errors
     /// [`Error::Device`] where it fails.

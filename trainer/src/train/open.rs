@@ -164,11 +164,7 @@ impl<'a> Trainer<'a> {
         if !config.eval_only {
             atomic_write(&run.config(), state.config.as_bytes())?;
         }
-        let scale = Scale {
-            tokens_per_iteration: config.tokens_per_iteration(),
-            flops_per_token: state.model.flops_per_token(),
-            peak_flops: engine.peak_flops()?,
-        };
+        let scale = scale(config, &state.model, engine.as_ref())?;
         let mut trainer = Self {
             config: fitted,
             run,
@@ -209,6 +205,14 @@ impl<'a> Trainer<'a> {
         self.signals.training_begins();
         self.metrics.phase(Phase::Training);
     }
+}
+
+fn scale(config: &Config, model: &ModelConfig, engine: &dyn engine::Engine) -> Result<Scale> {
+    Ok(Scale {
+        tokens_per_iteration: config.tokens_per_iteration(),
+        flops_per_token: model.flops_per_token(),
+        peak_flops: engine.peak_flops()?,
+    })
 }
 
 /// Where a run stands before its first step.

@@ -12,6 +12,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Only what is never deleted.
 const LEAST: Policy = Policy {
+    settled: None,
     keep_last: 0,
     keep_best: false,
     keep_every: None,
@@ -58,6 +59,7 @@ async fn what_the_policy_keeps_stays() {
         (LEAST, Some(id(1, 20)), vec![20, 50, 80, 90]),
         (
             Policy {
+                settled: None,
                 keep_last: 4,
                 ..LEAST
             },
@@ -113,6 +115,7 @@ fn the_essential_ones_are_never_superfluous() {
             .filter(|_| random.u8(0..4) == 0)
             .collect();
         let policy = Policy {
+            settled: None,
             keep_last: random.usize(0..5),
             keep_best: random.bool(),
             keep_every: [None, Some(0), Some(3)][random.usize(0..3)],

@@ -160,6 +160,7 @@ impl Schedule {
             return;
         };
         let policy = Policy {
+            settled: None,
             keep_last: self.random.usize(0..3),
             keep_best: self.random.bool(),
             keep_every: None,

@@ -73,7 +73,7 @@ fn without_faults_a_job_runs_to_its_end_under_one_lease() {
 }
 
 /// Two tests, so that two cores have something to do.
-fn no_schedule_breaks_a_promise(seeds: std::ops::Range<u64>) {
+fn no_schedule_breaks_a_promise(seeds: std::ops::Range<u64>) -> Counts {
     let mut all = Counts::default();
     let wanted = seeds.end - seeds.start;
     for seed in seeds {
@@ -85,14 +85,16 @@ fn no_schedule_breaks_a_promise(seeds: std::ops::Range<u64>) {
         && all.pruned > wanted
         && all.kills > wanted
         && all.damaged > 0
-        && all.swept > 0
-        && (all.orphans > 0 || cfg!(debug_assertions));
+        && all.swept > 0;
     assert!(enough, "{all:?}");
+    all
 }
 
 #[test]
 fn no_schedule_of_faults_breaks_a_promise() {
-    no_schedule_breaks_a_promise(0..SCHEDULES / 2);
+    let counts = no_schedule_breaks_a_promise(0..SCHEDULES / 2);
+    // They are rare: in a debug build there may be none.
+    assert!(counts.orphans > 0 || cfg!(debug_assertions), "{counts:?}");
 }
 
 #[test]

@@ -204,6 +204,7 @@ impl Plan {
 
     pub(super) fn policy(&self) -> Policy {
         Policy {
+            settled: None,
             keep_last: self.keep_last,
             keep_best: self.keep_last.is_multiple_of(2),
             keep_every: None,

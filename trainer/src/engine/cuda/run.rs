@@ -120,7 +120,7 @@ impl<T: Precision> Context<'_, T> {
                 module,
                 residual,
             } => {
-                let (weight, bias) = self.parameters.module(*module);
+                let (weight, bias) = self.weights(*module);
                 let (mut out, x) = (self.buffer::<T>(*out), self.buffer(*x));
                 let residual = residual.map(|residual| self.buffer(residual));
                 let (bias, residual, dims) = (bias.as_ref(), residual.as_ref(), self.dims(*module));
@@ -132,7 +132,7 @@ impl<T: Precision> Context<'_, T> {
                 x,
                 module,
             } => {
-                let (weight, bias) = self.parameters.module(*module);
+                let (weight, bias) = self.weights(*module);
                 let mut kept = (pre != out).then(|| self.buffer(*pre));
                 let (mut out, x) = (self.buffer(*out), self.buffer(*x));
                 let (pre, bias, dims) = (kept.as_mut(), bias.as_ref(), self.dims(*module));
@@ -157,15 +157,7 @@ impl<T: Precision> Context<'_, T> {
                 let dims = self.head_dims(rows.len());
                 let mut logits = self.buffer::<T>(*logits).slice(0..dims.m * dims.n);
                 let x = self.rows(*x, rows);
-                matmul::cuda::forward(
-                    stream,
-                    &mut logits,
-                    &x,
-                    &self.parameters.padded_wte(),
-                    None,
-                    None,
-                    dims,
-                )
+                matmul::cuda::forward(stream, &mut logits, &x, &self.wte(), None, None, dims)
             }
             Op::Classifier { rows, .. } => self.classifier(stream, op, rows),
             other => unreachable!("{} is not of the forward pass", other.room()),
@@ -243,18 +235,11 @@ impl<T: Precision> Context<'_, T> {
                     self.backward_weight(side, place, &dout, &of_rows, dims)
                 })?;
                 let mut dx = self.rows(*dx, rows);
-                matmul::cuda::backward_input(
-                    stream,
-                    &mut dx,
-                    &dout,
-                    &self.parameters.padded_wte(),
-                    Write::SET,
-                    dims,
-                )
+                matmul::cuda::backward_input(stream, &mut dx, &dout, &self.wte(), Write::SET, dims)
             }
             Op::LinearBackwardInput { dx, dout, module } => {
                 let (mut dx, dout) = (self.buffer::<T>(*dx), self.buffer(*dout));
-                let ((weight, _), dims) = (self.parameters.module(*module), self.dims(*module));
+                let ((weight, _), dims) = (self.weights(*module), self.dims(*module));
                 matmul::cuda::backward_input(stream, &mut dx, &dout, &weight, Write::SET, dims)
             }
             Op::LinearGeluBackwardInput {
@@ -264,7 +249,7 @@ impl<T: Precision> Context<'_, T> {
                 module,
             } => {
                 let (mut dpre, dout) = (self.buffer::<T>(*dpre), self.buffer(*dout));
-                let ((weight, _), dims) = (self.parameters.module(*module), self.dims(*module));
+                let ((weight, _), dims) = (self.weights(*module), self.dims(*module));
                 let pre = self.buffer(*pre);
                 matmul::cuda::backward_input_gelu(
                     stream, GELU, &mut dpre, &dout, &weight, &pre, dims,
@@ -341,7 +326,7 @@ impl<T: Precision> Context<'_, T> {
         };
         let (dout, x) = (self.buffer(*dout), self.buffer(*x));
         let (mean, rstd) = (self.buffer(normed.mean), self.buffer(normed.rstd));
-        let (weight, _) = self.parameters.module(*module);
+        let (weight, _) = self.weights(*module);
         layernorm::cuda::backward(stream, &mut gradients, &dout, &x, &mean, &rstd, &weight)
     }
 
@@ -417,7 +402,7 @@ impl<T: Precision> Context<'_, T> {
             layernorm::cuda::Parameters<'_, T>,
         ) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let (weight, bias) = self.parameters.module(module);
+        let (weight, bias) = self.weights(module);
         let mut normed = layernorm::cuda::Normed {
             out: &mut self.buffer(normed.out),
             mean: &mut self.buffer(normed.mean),
@@ -432,6 +417,15 @@ impl<T: Precision> Context<'_, T> {
 
     fn place(&self, id: ParameterId) -> Range<usize> {
         self.parameters.layout.places[id.0].clone()
+    }
+
+    fn weights(&self, module: Module) -> (Buffer<T>, Option<Buffer<T>>) {
+        self.parameters.module(module)
+    }
+
+    /// The head's weight: the token embeddings with their padding.
+    fn wte(&self) -> Buffer<T> {
+        self.parameters.padded_wte()
     }
 
     fn drop(&self, place: u32) -> Option<(Dropout, &Buffer<u32>)> {
