@@ -9,6 +9,7 @@ trap 'kill $pids 2>/dev/null || true; rm -rf "$dir"' EXIT
 pids=
 cd "$dir"
 printf 'reading-token-0123456789' > token
+# shellcheck disable=SC2016 # the trainer's shell expands it
 AGENT_TOKEN=control-token-0123456789 AGENT_READ_TOKEN_FILE=$dir/token "$agent" run \
     --store=store --job=j --run-dir=run --listen=127.0.0.1:0 -- sh -c '
     trap "exit 75" TERM
