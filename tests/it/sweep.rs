@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::machine::{COMPLETED, agent, wait_until};
+use crate::machine::{COMPLETED, RESUMABLE, agent, wait_until};
 use crate::support::{Scene, TINY, cache, trainer};
 
 const LIMIT_REACHED: Option<i32> = Some(14);
@@ -53,6 +53,11 @@ impl Worker {
 
     fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    fn terminate(&self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     }
 
     /// Waits for its end; its exit status and what it said.
@@ -132,6 +137,13 @@ fn check_ends(scene: &Scene, trials: usize) {
     }
 }
 
+/// Trials that have their end.
+fn ends(scene: &Scene) -> usize {
+    let ids = names(scene, "trials");
+    let of = |id: &String| names(scene, &format!("trials/{id}/final")).len();
+    ids.iter().map(of).sum()
+}
+
 /// No entry of the ledger promises more than the budget, and none is missing.
 fn check_ledger(scene: &Scene) {
     let entries = names(scene, "budget");
@@ -164,27 +176,20 @@ fn forty_trials_on_four_workers_that_are_killed_have_one_result_each() {
     let mut machines: Vec<String> = (0..4).map(|i| format!("m{i}")).collect();
     let mut workers: Vec<Worker> = machines.iter().map(|machine| start(machine)).collect();
     let mut random = fastrand::Rng::with_seed(7);
-    let mut killed = 0;
-    while killed < KILLS {
-        std::thread::sleep(Duration::from_millis(random.u64(100..900)));
+    for kill in 1..=KILLS {
+        // Bound to what is done, not to time: however fast the machine, enough is left to do.
+        wait_until("trials' ends", || ends(&scene) >= 2 * (kill - 1));
+        std::thread::sleep(Duration::from_millis(random.u64(..300)));
         let i = random.usize(..workers.len());
-        // What has ended by itself has seen all others alive; what was killed has not.
-        if !workers[i].is_running() {
-            break;
-        }
+        assert!(workers[i].is_running(), "a worker left before the end");
         workers[i].child.kill().unwrap();
         workers[i].child.wait().unwrap();
-        killed += 1;
         // It comes back on its machine, or another takes its place.
         if random.bool() {
-            machines[i] = format!("m{i}-{killed}");
+            machines[i] = format!("m{i}-{kill}");
         }
         workers[i] = start(&machines[i]);
     }
-    assert!(
-        killed > KILLS / 2,
-        "the sweep was over after {killed} kills"
-    );
     for worker in workers {
         let (status, said) = worker.finish();
         assert_eq!(status, COMPLETED, "{said}");
@@ -289,4 +294,69 @@ fn halving_stops_what_is_not_among_the_best() {
         stopped += usize::from(stop);
     }
     assert!(stopped >= 2, "{rows:?}");
+}
+
+/// A sweep with one trial that never ends, and the worker that has it.
+fn held_for_ever(scene: &Scene) -> Worker {
+    create(
+        scene,
+        &["--max_iters=100000000", "--eval_interval=100000000"],
+        "method = \"grid\"\n[keys]\nlearning_rate = 1e-3",
+    );
+    let holder = Worker::start(scene, "holder", &["--", trainer().to_str().unwrap()]);
+    wait_until("the first lease", || {
+        let ids = names(scene, "trials");
+        ids.iter()
+            .any(|id| !names(scene, &format!("trials/{id}/lease")).is_empty())
+    });
+    holder
+}
+
+#[test]
+fn a_worker_that_waits_lives_on_and_leaves_at_a_signal_and_at_its_limits() {
+    let scene = Scene::new();
+    let mut holder = held_for_ever(&scene);
+    let program = trainer().to_str().unwrap();
+    let start = |machine, words: &[&str]| {
+        let words = [&["--stay"], words, &["--", program]].concat();
+        Worker::start(&scene, machine, &words)
+    };
+    let given_back = "--power-off-command=touch given-back";
+    let mut waits = start("waits", &["--hang=3s", "--terminate=destroy", given_back]);
+    let bounded = start("bounded", &["--max-wall=6s"]);
+    let idle = start("idle", &["--idle=4s"]);
+    let (status, said) = idle.finish();
+    assert_eq!(status, LIMIT_REACHED, "{said}");
+    assert!(said.contains("nothing to do"), "{said}");
+    let (status, said) = bounded.finish();
+    assert_eq!(status, LIMIT_REACHED, "{said}");
+    assert!(said.contains("wall-clock limit"), "{said}");
+    // Twice the time after which a worker that shows no life is killed.
+    assert!(waits.is_running() && holder.is_running());
+    waits.terminate();
+    let (status, said) = waits.finish();
+    assert_eq!(status, RESUMABLE, "{said}");
+    // Whoever gave the notice has the machine.
+    assert!(!scene.path().join("given-back").exists(), "{said}");
+    holder.terminate();
+    let (status, said) = holder.finish();
+    assert_eq!(status, RESUMABLE, "{said}");
+}
+
+#[test]
+fn the_wall_clock_counts_from_the_workers_start_and_not_from_each_trial() {
+    let scene = Scene::new();
+    create(
+        &scene,
+        &["--threads=1"],
+        "method = \"random\"\ntrials = 400\n\
+         [keys]\nlearning_rate = { log_uniform = [1e-4, 1e-2] }",
+    );
+    let begun = Instant::now();
+    let program = trainer().to_str().unwrap();
+    let words = ["--max-wall=8s", "--", program];
+    let (status, said) = Worker::start(&scene, "a", &words).finish();
+    assert_eq!(status, LIMIT_REACHED, "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{said}");
+    assert!(ends(&scene) > 0, "{said}");
 }

@@ -11,7 +11,7 @@ use crate::clock::{BootClock, Clock, Moment};
 use crate::cost::{Disk, Table, kind_of, word_of};
 use crate::deadman::Orders;
 use crate::error::Error;
-use crate::limits::{Age, Limits};
+use crate::limits::{Age, Limits, Timer};
 use crate::machine::{Switch, Webhook};
 use crate::provider::{
     Adapter, Instance, Kind, PowerOff, Price, PriceSource, Services, detect, environment,
@@ -149,6 +149,8 @@ impl MachineFlags {
 
 /// The machine that we are on.
 pub(super) struct Found {
+    /// When it was found: ages and times left count from here.
+    at: Moment,
     pub(super) switch: Arc<Switch>,
     pub(super) limits: Limits,
     pub(super) age: Age,
@@ -182,6 +184,7 @@ impl Found {
             provider: instance.ends_in,
         };
         Self {
+            at: now,
             age: Age::of_this_machine(instance.kind, up),
             price: price(machine, instance),
             switch: Arc::new(Switch::new(adapter, machine.power_off_command.clone())),
@@ -221,9 +224,31 @@ impl Found {
         Ok(())
     }
 
+    /// The moment that this machine must be off, and by which limit.
+    pub(super) fn hard(&self) -> Option<(Timer, Moment)> {
+        let began = self.at - self.age.wall;
+        let limits = [
+            (Timer::Wall, self.limits.wall.map(|wall| began + wall)),
+            (
+                Timer::Provider,
+                self.limits.provider.map(|left| self.at + left),
+            ),
+        ];
+        let there = limits
+            .into_iter()
+            .filter_map(|(timer, at)| Some((timer, at?)));
+        there.min_by_key(|&(_, at)| at)
+    }
+
+    /// Limits and ages as they are now, however long ago the machine was found.
     pub(super) fn fill(&self, settings: &mut Settings) {
+        let past = BootClock.now().since(self.at);
         settings.limits = self.limits;
-        settings.age = self.age;
+        settings.limits.provider = self.limits.provider.map(|left| left.saturating_sub(past));
+        settings.age = Age {
+            wall: self.age.wall + past,
+            paid: self.age.paid + past,
+        };
         settings.price.clone_from(&self.price);
         settings.power_off = self.power_off;
     }

@@ -25,6 +25,7 @@ use crate::run::{self as supervised, Machine, Options, Outage};
 use crate::state::{LeaseMode, OnLost, Settings};
 use crate::storage::Storage;
 use crate::storage::open::open;
+use crate::sweep::Bounds;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -189,6 +190,15 @@ impl Host {
         };
         say(format!("{why}; giving the machine back"));
         self.found.switch.power_off(how, say).await;
+    }
+
+    /// What bounds a worker on this machine between its runs.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            pulse: self.pulse.clone(),
+            hard: self.found.hard(),
+            idle: self.found.limits.idle,
+        }
     }
 
     /// Dollars an hour, storage included; `None` if nobody knows.

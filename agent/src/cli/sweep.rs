@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -15,7 +16,7 @@ use crate::storage::retry::{Policy, Retry};
 use crate::sweep::{Creation, Place, Plan, Spec, SweepError, overview, work};
 
 /// A store that does not answer is asked again for so long.
-const PATIENCE: Policy = Policy::until(std::time::Duration::from_secs(60));
+const PATIENCE: Policy = Policy::until(Duration::from_secs(60));
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Sweep {
@@ -55,7 +56,7 @@ pub(super) struct Work {
     /// Below this each trial has its directory on this machine [default: runs/sweeps/NAME].
     #[arg(long, env = "AGENT_RUN_DIR")]
     run_dir: Option<PathBuf>,
-    /// Wait for the trials of other workers, too, in case that they die.
+    /// Wait for the trials of other workers, too, in case that they die; not longer than --idle.
     #[arg(long)]
     stay: bool,
     /// Order of the trials [default: another for each worker].
@@ -126,7 +127,8 @@ impl Sweep {
 }
 
 impl Work {
-    /// Works, and gives the machine back in the end, whatever came of it.
+    /// Works, and gives the machine back in the end, whatever came of it: but not after a notice,
+    /// when it goes, or is kept, by whoever gave that.
     async fn obey(
         self: Box<Self>,
         pulse: Pulse,
@@ -135,6 +137,7 @@ impl Work {
         let host = Arc::new(self.supervision.host(pulse).await);
         let ended = self.work(&host, print).await;
         let why = match &ended {
+            Ok(ExitStatus::Resumable) => return ended,
             Ok(status) => format!("sweep: exit status {status}"),
             Err(error) => format!("error: {error}"),
         };
@@ -169,12 +172,15 @@ impl Work {
             usd_per_hour: host.price().await,
             stay: self.stay,
             seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
+            bounds: host.bounds(),
             options: Box::new(move |job, run_dir, command| {
                 let store = Arc::clone(&of_runs);
                 let options = supervision.options(&of_host, store, job, run_dir, command);
                 let mut options = options?;
-                // The machine goes after the last trial, not after each.
+                // The machine goes after the last trial, not after each, and what it cost before
+                // this one is no cost of this one.
                 options.settings.power_off = PowerOff::None;
+                options.settings.age.paid = Duration::ZERO;
                 Ok(options)
             }),
         };

@@ -14,12 +14,14 @@ mod ledger;
 mod rungs;
 mod trial;
 mod watcher;
+mod life;
 mod work;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use ledger::{Account, Ledger, Reservation, Reserve};
+pub use life::Bounds;
 pub use rungs::{Rungs, Verdict};
 pub use space::{Method, Setting, Settings, TRIALS_MAX, Trial, id_of};
 pub use spec::{Budget, Creation, Halving, Spec};

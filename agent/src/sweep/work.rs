@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::life::{Bounds, Life};
 use super::trial::{EARLY_STOPPED, End, Hand, POISON, failures};
 use super::watcher::{Watcher, Why};
 use super::{Ledger, Place, Rungs, Spec, SweepError, Trial};
@@ -51,6 +52,8 @@ pub struct Plan {
     pub stay: bool,
     /// Order of the trials.
     pub seed: u64,
+    /// How long this worker may be here, whatever is left.
+    pub bounds: Bounds,
     /// How a run is supervised: from job, run directory and command.
     pub options: Box<MakeOptions>,
 }
@@ -95,6 +98,7 @@ struct Worker<'a> {
     finished: usize,
     failed: BTreeSet<String>,
     signals: Signals,
+    life: Life,
     say: &'a mut dyn FnMut(&str),
 }
 
@@ -136,6 +140,7 @@ pub async fn work(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<ExitStatus, 
         finished: 0,
         failed: BTreeSet::new(),
         signals: Signals::listen().map_err(Error::machine("signals"))?,
+        life: Life::new(&plan.bounds, &common.clock),
         say,
     };
     worker.rounds(open).await
@@ -149,8 +154,8 @@ impl Worker<'_> {
             let mut waits = self.plan.stay;
             let mut left = Vec::new();
             for mut one in open {
-                if self.is_signalled(Duration::ZERO).await {
-                    return Ok(ExitStatus::Resumable);
+                if let Some(status) = self.must_leave(Duration::ZERO).await {
+                    return Ok(status);
                 }
                 let turn = match one.aside {
                     true => Turn::Aside,
@@ -169,6 +174,7 @@ impl Worker<'_> {
             }
             open = left;
             if ran {
+                self.life.was_busy();
                 // Holders that lived before may have died meanwhile.
                 open.iter_mut().for_each(|one| one.alive = false);
                 continue;
@@ -179,8 +185,8 @@ impl Worker<'_> {
             if !waits && !short {
                 return Ok(self.leave(open.len(), spent));
             }
-            if self.is_signalled(pause).await {
-                return Ok(ExitStatus::Resumable);
+            if let Some(status) = self.must_leave(pause).await {
+                return Ok(status);
             }
         }
         Ok(self.leave(open.len(), false))
@@ -203,6 +209,24 @@ impl Worker<'_> {
         (self.say)(&format!("agent: sweep: {text}"));
     }
 
+    /// Why this worker must end now, whatever is left; or before the pause is over.
+    async fn must_leave(&mut self, pause: Duration) -> Option<ExitStatus> {
+        self.touch();
+        if self.is_signalled(pause).await {
+            return Some(ExitStatus::Resumable);
+        }
+        let timer = self.life.over()?;
+        self.tell(timer.text());
+        Some(ExitStatus::Limit)
+    }
+
+    /// Work goes on.
+    fn touch(&mut self) {
+        if let Some(fault) = self.life.touch() {
+            self.tell(&fault);
+        }
+    }
+
     /// Whether somebody wants this worker to end, at once or before the pause is over.
     async fn is_signalled(&mut self, pause: Duration) -> bool {
         let asked = async { while !matches!(self.signals.next().await, Request::Stop(_)) {} };
@@ -213,6 +237,7 @@ impl Worker<'_> {
     async fn look(&mut self, job: &Job) -> Result<Look, Error> {
         let begun = self.clock.now();
         loop {
+            self.touch();
             let store = &*self.plan.store;
             match lease::look(store, job, &self.terms).await {
                 Ok(look) => return Ok(look),
@@ -335,7 +360,10 @@ impl Worker<'_> {
             self.rungs.take(),
         );
         let watcher = tokio::spawn(watcher.watch(over));
+        let lent = self.life.lend();
         let status = run::run(options).await;
+        drop(lent);
+        self.touch();
         end.send(()).ok();
         let watcher = watcher
             .await
