@@ -68,7 +68,13 @@ pub(super) async fn watch(
 /// Where notices of this provider come from, for people.
 pub fn sources(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Aws => &[aws::SPOT, aws::REBALANCE, "signals"],
+        Kind::Aws => &[
+            aws::SPOT,
+            aws::REBALANCE,
+            aws::GROUP,
+            aws::MAINTENANCE,
+            "signals",
+        ],
         Kind::Gcp => &[gcp::PREEMPTED, gcp::MAINTENANCE, "signals"],
         Kind::Azure => &[azure::EVENTS, "signals"],
         _ => &["signals"],

@@ -75,6 +75,8 @@ async fn ec2_tells_of_a_risk_and_then_of_the_end() {
             _ if seen.header("x-aws-ec2-metadata-token") != "t" => Reply::new(401, ""),
             "meta-data/spot/instance-action" => action.reply(),
             "meta-data/events/recommendations/rebalance" => risk.reply(),
+            "meta-data/autoscaling/target-lifecycle-state" => Reply::new(200, "InService"),
+            "meta-data/events/maintenance/scheduled" => Reply::new(404, ""),
             other => panic!("{other}"),
         }
     })
@@ -121,6 +123,42 @@ async fn ec2s_end_is_at_most_two_minutes_away_and_hibernation_is_now() {
         let expected = notice("aws-spot-action", NoticeKind::Terminate, grace_s);
         assert_eq!(next(&mut hear).await, expected, "{body}");
     }
+}
+
+#[tokio::test]
+async fn ec2_tells_of_its_groups_wish_and_of_work_on_the_host() {
+    let (scaling, work) = (Said::default(), Said::default());
+    scaling.say("InService");
+    let fake = Fake::start({
+        let (scaling, work) = (scaling.clone(), work.clone());
+        move |seen| match seen.line.as_str() {
+            _ if is_token(seen) => Reply::new(200, "t"),
+            line if line.ends_with("target-lifecycle-state") => scaling.reply(),
+            line if line.ends_with("maintenance/scheduled") => work.reply(),
+            _ => Reply::new(404, ""),
+        }
+    })
+    .await;
+    let mut hear = listen(Kind::Aws, "i-1", &fake);
+    let event = |state: &str, time: &str| {
+        format!(r#"[{{"Code":"instance-stop","State":"{state}","NotBefore":"{time}"}}]"#)
+    };
+    work.say(&event("canceled", "15 Nov 2016 08:01:00 GMT"));
+    fake.wait_for("GET /aws_metadata/latest/meta-data/events/maintenance")
+        .await;
+    // An hour after the answer's date: time to save; minutes after it: time to leave.
+    work.say(&event("active", "15 Nov 2016 09:00:00 GMT"));
+    let expected = notice("aws-maintenance", NoticeKind::Rebalance, 3600);
+    assert_eq!(next(&mut hear).await, expected);
+    work.say(&event("active", "15 Nov 2016 08:01:00 GMT"));
+    let expected = notice("aws-maintenance", NoticeKind::Terminate, 60);
+    assert_eq!(next(&mut hear).await, expected);
+    work.say(&event("active", "some day"));
+    let expected = notice("aws-maintenance", NoticeKind::Terminate, 0);
+    assert_eq!(next(&mut hear).await, expected);
+    scaling.say("Terminated");
+    let expected = notice("aws-autoscaling", NoticeKind::Terminate, 120);
+    assert_eq!(next(&mut hear).await, expected);
 }
 
 #[tokio::test]
