@@ -10,11 +10,11 @@ use tokio::time::{sleep, timeout};
 use super::asks::REQUEST_MAX;
 use super::{Executor, Message, PREFIX, fault, job_fault};
 use crate::clock::Moment;
-use crate::job::{BeatRecord, Job, read};
+use crate::job::{BeatRecord, Holder, Job, LeaseRecord, read};
 use crate::lease::Look;
 use crate::machine::body;
 use crate::provider::{
-    Notice, NoticeKind, Outcome, PowerOff, Services, environment, watch_notices,
+    Notice, NoticeKind, Outcome, PowerOff, Price, Services, environment, watch_notices,
 };
 use crate::state::{Alert, Command, Event, Fault, Level};
 use crate::storage::Storage;
@@ -144,6 +144,33 @@ impl Executor {
     }
 }
 
+/// What the disk of this machine has cost since the last holder's last sign of life, if that was
+/// on this machine and it was stopped meanwhile: then nobody counted, but its storage was paid for.
+/// Dollars.
+pub(super) async fn spent_while_stopped(
+    store: &dyn Storage,
+    job: &Job,
+    last: &LeaseRecord,
+    ours: &Holder,
+    (up, price): (Duration, Option<&Price>),
+) -> f64 {
+    let (Some(instance), Some(price)) = (&ours.instance, price) else {
+        return 0.0;
+    };
+    let same =
+        last.holder.provider == ours.provider && last.holder.instance.as_ref() == Some(instance);
+    if !same || last.holder.boot == ours.boot {
+        return 0.0;
+    }
+    let beat = timeout(REQUEST_MAX, store.list(&job.beat(last.epoch), None, 1)).await;
+    let Ok(Ok(beat)) = beat else {
+        return 0.0;
+    };
+    let age = beat.first().and_then(|entry| entry.age_s).unwrap_or(0);
+    let stopped = Duration::from_secs(age).saturating_sub(up);
+    stopped.as_secs_f64() / 3600.0 * price.storage_per_hour
+}
+
 /// What the job had cost when the holder of this epoch, or one before it that said so, gave its
 /// last sign of life; and what of that was its own machine.
 pub(super) async fn spent_before(
@@ -162,4 +189,68 @@ pub(super) async fn spent_before(
         }
     }
     Ok((0.0, 0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::job::{LeaseReason, Nonce, VERSION};
+    use crate::provider::PriceSource;
+    use crate::storage::memory::Memory;
+
+    struct Hands(Mutex<Moment>);
+
+    impl Clock for Hands {
+        fn now(&self) -> Moment {
+            *self.0.lock().unwrap()
+        }
+    }
+
+    fn holder(instance: &str, boot: &str) -> Holder {
+        Holder {
+            agent: "host:1".to_owned(),
+            boot: boot.to_owned(),
+            provider: Some("vast".to_owned()),
+            instance: Some(instance.to_owned()),
+            gpu: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_disk_of_a_machine_that_was_stopped_is_paid_for() {
+        let hands = Arc::new(Hands(Mutex::new(Moment::since_boot(Duration::ZERO))));
+        let store = Memory::with_clock(hands.clone());
+        let job = Job::new("j").unwrap();
+        store.put(&job.beat(3), "{}".into()).await.unwrap();
+        let last = LeaseRecord {
+            version: VERSION,
+            epoch: 3,
+            nonce: Nonce::from_bits(1),
+            holder: holder("i-1", "first boot"),
+            ttl_ms: 60_000,
+            base: None,
+            attempt: 1,
+            reason: LeaseReason::First,
+        };
+        let price = Price {
+            per_hour: 3.0,
+            storage_per_hour: 0.1,
+            source: PriceSource::Provider,
+        };
+        // Five hours after its last beat it is up again, for half an hour now.
+        *hands.0.lock().unwrap() = Moment::since_boot(Duration::from_secs(5 * 3600));
+        let spent = async |ours: Holder, price| {
+            let up = Duration::from_secs(1800);
+            spent_while_stopped(&store, &job, &last, &ours, (up, price)).await
+        };
+        let usd = spent(holder("i-1", "second boot"), Some(&price)).await;
+        assert!((usd - 0.45).abs() < 1e-9, "{usd}");
+        // Another machine, one that was never off, one of unknown price.
+        assert_eq!(spent(holder("i-2", "second boot"), Some(&price)).await, 0.0);
+        assert_eq!(spent(holder("i-1", "first boot"), Some(&price)).await, 0.0);
+        assert_eq!(spent(holder("i-1", "second boot"), None).await, 0.0);
+    }
 }
