@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::{Executor, PREFIX};
 use crate::state::{Drill, Level};
 use crate::storage::{
-    Body, Created, Entry, Head, Object, Part, PendingUpload, Storage, StorageError, UploadId,
+    Body, Created, Entry, Head, Keys, Object, Part, PendingUpload, Storage, StorageError, UploadId,
 };
 
 /// How long an outage, a jump of the clock or a full disk lasts.
@@ -159,6 +159,14 @@ impl Storage for Cuttable {
 
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
         self.below.stranger().await
+    }
+
+    fn renew(&self, keys: &Keys) -> Result<(), String> {
+        self.below.renew(keys)
+    }
+
+    async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {
+        self.below.presigned(key, good_for).await
     }
 
     async fn get(&self, key: &str) -> Result<Object, StorageError> {

@@ -23,7 +23,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,6 +43,14 @@ pub trait Storage: Send + Sync {
     /// where there are no keys.
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
         None
+    }
+
+    /// Asks with these keys from now on, and with its own again once they have expired.
+    ///
+    /// # Errors
+    /// If the store asks with none.
+    fn renew(&self, _keys: &Keys) -> Result<(), String> {
+        Err(format!("{} is not opened with keys", self.name()))
     }
 
     /// A link that anybody can get the object by for so long; `None` where there are none. The
@@ -111,6 +119,22 @@ pub trait Storage: Send + Sync {
 
     /// Unfinished uploads below a prefix, with their age where the store tells it.
     async fn list_uploads(&self, prefix: &str) -> Result<Vec<PendingUpload>, StorageError>;
+}
+
+/// Temporary keys to a store.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    pub session_token: String,
+    pub expires: Option<SystemTime>,
+}
+
+impl std::fmt::Debug for Keys {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys").finish_non_exhaustive()
+    }
 }
 
 /// A small object, whole.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    Body, Created, Entry, Head, Object, Part, PendingUpload, Storage, StorageError, UploadId,
+    Body, Created, Entry, Head, Keys, Object, Part, PendingUpload, Storage, StorageError, UploadId,
 };
 
 /// How long and how often to try.
@@ -165,6 +165,10 @@ impl Storage for Retry {
 
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
         self.inner.stranger().await
+    }
+
+    fn renew(&self, keys: &Keys) -> Result<(), String> {
+        self.inner.renew(keys)
     }
 
     async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {

@@ -15,7 +15,7 @@ mod tests;
 
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -34,7 +34,8 @@ pub use self::connect::Settings;
 use self::connect::{Connection, Heard};
 use self::errors::{Failed, Failure};
 use super::{
-    Body, Created, Entry, Head, Object, Part, PendingUpload, Storage, StorageError, UploadId, keys,
+    Body, Created, Entry, Head, Keys, Object, Part, PendingUpload, Storage, StorageError, UploadId,
+    keys,
 };
 
 /// The most keys that S3 lists at once.
@@ -54,7 +55,8 @@ const BODY_BYTES_PER_S_MIN: u64 = 100_000;
 /// Objects in a bucket, below a prefix.
 #[derive(Clone)]
 pub struct S3 {
-    client: Client,
+    /// Replaced when it is told other keys.
+    client: Arc<RwLock<Client>>,
     heard: Arc<Heard>,
     buffers: Buffers,
     credentials: Option<SharedCredentialsProvider>,
@@ -96,7 +98,7 @@ impl S3 {
             credentials,
         } = connect::connect(settings).await;
         Ok(Self {
-            client,
+            client: Arc::new(RwLock::new(client)),
             heard,
             buffers: Buffers::default(),
             credentials,
@@ -108,6 +110,12 @@ impl S3 {
             name,
             page_keys: PAGE_KEYS_MAX,
         })
+    }
+
+    /// What asks now.
+    fn client(&self) -> Client {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        client.clone()
     }
 
     /// The key in the bucket.
@@ -160,7 +168,7 @@ impl S3 {
         if failed.status != Some(404) {
             return self.told("head", key, failed);
         }
-        let bucket = self.client.head_bucket().bucket(&self.bucket);
+        let bucket = self.client().head_bucket().bucket(&self.bucket);
         match self.send(SMALL_LIMIT, bucket.send()).await {
             // Not allowed to ask, of a bucket that is there.
             Ok(_) => StorageError::missing(&self.name, key),
@@ -189,11 +197,17 @@ impl Storage for S3 {
         self.heard.address()
     }
 
+    fn renew(&self, keys: &Keys) -> Result<(), String> {
+        let new = connect::with_keys(&self.client(), keys, self.credentials.as_ref());
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
         let credentials = self.credentials.as_ref()?;
-        let client = connect::stranger(&self.client, credentials).await?;
+        let client = connect::stranger(&self.client(), credentials).await?;
         Some(Arc::new(Self {
-            client,
+            client: Arc::new(RwLock::new(client)),
             credentials: None,
             ..self.clone()
         }))
@@ -202,14 +216,14 @@ impl Storage for S3 {
     async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {
         let full = self.full("get", key).ok()?;
         let config = PresigningConfig::expires_in(good_for).ok()?;
-        let request = self.client.get_object().bucket(&self.bucket).key(full);
+        let request = self.client().get_object().bucket(&self.bucket).key(full);
         let signed = request.presigned(config).await.ok()?;
         Some(signed.uri().to_owned())
     }
 
     async fn get(&self, key: &str) -> Result<Object, StorageError> {
         let full = self.full("get", key)?;
-        let request = self.client.get_object().bucket(&self.bucket).key(full);
+        let request = self.client().get_object().bucket(&self.bucket).key(full);
         let got = self.send(SMALL_LIMIT, request.send()).await;
         let got = got.map_err(|e| self.told("get", key, e))?;
         let tag = tag(got.e_tag());
@@ -226,7 +240,7 @@ impl Storage for S3 {
             self.head(key).await?;
             return Ok(Bytes::new());
         }
-        let request = self.client.get_object().bucket(&self.bucket).key(full);
+        let request = self.client().get_object().bucket(&self.bucket).key(full);
         let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
         let limit = body_limit(range.end - range.start);
         let got = match self.send(limit, request.send()).await {
@@ -246,7 +260,7 @@ impl Storage for S3 {
 
     async fn head(&self, key: &str) -> Result<Head, StorageError> {
         let full = self.full("head", key)?;
-        let request = self.client.head_object().bucket(&self.bucket).key(full);
+        let request = self.client().head_object().bucket(&self.bucket).key(full);
         let request = request.checksum_mode(ChecksumMode::Enabled);
         let head = match self.send(SMALL_LIMIT, request.send()).await {
             Ok(head) => head,
@@ -269,7 +283,7 @@ impl Storage for S3 {
     async fn put(&self, key: &str, body: Bytes) -> Result<String, StorageError> {
         let full = self.full("put", key)?;
         let limit = body_limit(body.len() as u64);
-        let request = self.client.put_object().bucket(&self.bucket).key(full);
+        let request = self.client().put_object().bucket(&self.bucket).key(full);
         let put = self.send(limit, request.body(body.into()).send()).await;
         let put = put.map_err(|e| self.told("put", key, e))?;
         Ok(tag(put.e_tag()))
@@ -278,7 +292,7 @@ impl Storage for S3 {
     async fn create(&self, key: &str, body: Bytes) -> Result<Created, StorageError> {
         let full = self.full("create", key)?;
         let limit = body_limit(body.len() as u64);
-        let request = self.client.put_object().bucket(&self.bucket).key(full);
+        let request = self.client().put_object().bucket(&self.bucket).key(full);
         let request = request.if_none_match("*").body(body.into());
         match self.send(limit, request.send()).await {
             Ok(put) => Ok(Created::New(tag(put.e_tag()))),
@@ -301,7 +315,7 @@ impl Storage for S3 {
         // Ends: every page brings keys beyond the last one's, or is the last.
         while entries.len() < max {
             let page_keys = (max - entries.len()).min(self.page_keys);
-            let request = self.client.list_objects_v2().bucket(&self.bucket);
+            let request = self.client().list_objects_v2().bucket(&self.bucket);
             let request = request.prefix(format!("{}{prefix}", self.prefix));
             let request = request.set_start_after(after.map(|a| format!("{}{a}", self.prefix)));
             let request = request.set_continuation_token(token.take());
@@ -339,7 +353,7 @@ impl Storage for S3 {
 
     async fn delete(&self, key: &str) -> Result<(), StorageError> {
         let full = self.full("delete", key)?;
-        let request = self.client.delete_object().bucket(&self.bucket).key(full);
+        let request = self.client().delete_object().bucket(&self.bucket).key(full);
         match self.send(SMALL_LIMIT, request.send()).await {
             Err(e) if e.is_missing() => Ok(()),
             deleted => deleted.map(|_| ()).map_err(|e| self.told("delete", key, e)),
@@ -348,7 +362,7 @@ impl Storage for S3 {
 
     async fn begin_upload(&self, key: &str) -> Result<UploadId, StorageError> {
         let full = self.full("begin upload of", key)?;
-        let request = self.client.create_multipart_upload().bucket(&self.bucket);
+        let request = self.client().create_multipart_upload().bucket(&self.bucket);
         let request = request
             .key(full)
             .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
@@ -375,7 +389,7 @@ impl Storage for S3 {
         let bytes = body.size();
         let body = stream(body).await;
         let body = body.map_err(|e| self.permanent(operation, key, e))?;
-        let request = self.client.upload_part().bucket(&self.bucket).key(full);
+        let request = self.client().upload_part().bucket(&self.bucket).key(full);
         let request = request
             .upload_id(&upload.0)
             .part_number(number.try_into().expect("checked above"))
@@ -409,7 +423,10 @@ impl Storage for S3 {
                 .build()
         });
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.collect()));
-        let request = self.client.complete_multipart_upload().bucket(&self.bucket);
+        let request = self
+            .client()
+            .complete_multipart_upload()
+            .bucket(&self.bucket);
         let request = request
             .key(full)
             .upload_id(&upload.0)
@@ -423,7 +440,7 @@ impl Storage for S3 {
 
     async fn abort_upload(&self, key: &str, upload: &UploadId) -> Result<(), StorageError> {
         let full = self.full("abort upload of", key)?;
-        let request = self.client.abort_multipart_upload().bucket(&self.bucket);
+        let request = self.client().abort_multipart_upload().bucket(&self.bucket);
         let request = request.key(full).upload_id(&upload.0);
         match self.send(SMALL_LIMIT, request.send()).await {
             Err(e) if e.is_missing() => Ok(()),
@@ -438,7 +455,7 @@ impl Storage for S3 {
         let mut pending = Vec::new();
         let (mut key_marker, mut id_marker) = (None, None);
         loop {
-            let request = self.client.list_multipart_uploads().bucket(&self.bucket);
+            let request = self.client().list_multipart_uploads().bucket(&self.bucket);
             let request = request
                 .prefix(format!("{}{prefix}", self.prefix))
                 .set_key_marker(key_marker.clone())

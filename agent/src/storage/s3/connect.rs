@@ -11,6 +11,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region};
+use aws_credential_types::provider::future;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
@@ -24,6 +25,8 @@ use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_http_client::{Builder, Connector};
+
+use crate::storage::Keys;
 
 /// The SDK's own 3.1 s give up on links that merely are far away.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -89,6 +92,43 @@ pub(super) async fn stranger(
     Some(Client::from_conf(
         config.credentials_provider(wrong).build(),
     ))
+}
+
+/// The same client with keys that it was told, as long as they are good; then with its own again.
+pub(super) fn with_keys(
+    client: &Client,
+    keys: &Keys,
+    own: Option<&SharedCredentialsProvider>,
+) -> Client {
+    let (token, expires) = (Some(keys.session_token.clone()), keys.expires);
+    let (id, secret) = (&keys.access_key_id, &keys.secret_access_key);
+    let provider = Told {
+        told: Credentials::new(id, secret, token, expires, "control"),
+        own: own.cloned(),
+    };
+    // A provider of its own has a cache of its own: what was cached of the former ends here.
+    let config = client.config().to_builder().credentials_provider(provider);
+    Client::from_conf(config.build())
+}
+
+/// Keys that were told, before the chain's.
+#[derive(Debug)]
+struct Told {
+    told: Credentials,
+    own: Option<SharedCredentialsProvider>,
+}
+
+impl ProvideCredentials for Told {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let good = self.told.expiry().is_none_or(|at| SystemTime::now() < at);
+        match &self.own {
+            Some(own) if !good => own.provide_credentials(),
+            _ => future::ProvideCredentials::ready(Ok(self.told.clone())),
+        }
+    }
 }
 
 fn loader(settings: Settings) -> ConfigLoader {

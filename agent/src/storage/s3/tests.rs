@@ -1,7 +1,7 @@
 //! The suite against servers that speak S3, and what a bucket is particular about.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::super::probe::{Finding, probe};
 use super::super::retry::{Policy, Retry};
 use super::super::suite::{self, Promises, noise};
-use super::super::{Body, Created, Storage, StorageError};
+use super::super::{Body, Created, Keys, Storage, StorageError};
 use super::super::{crc64::crc64nvme, open};
 use super::errors::Failed;
-use super::server::{BUCKET, Fault, Server};
+use super::server::{ACCESS_KEY, BUCKET, Fault, SECRET_KEY, Server};
 use super::{S3, Settings};
 
 /// What s3s-fs does behind the hook.
@@ -219,6 +219,39 @@ async fn what_needs_somebody_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn keys_that_were_told_are_used_until_they_expire() {
+    let server = Server::start().await;
+    let keys = |secret: &str, expires| Keys {
+        access_key_id: ACCESS_KEY.to_owned(),
+        secret_access_key: secret.to_owned(),
+        session_token: "session".to_owned(),
+        expires,
+    };
+    let wrong = Settings {
+        credentials: Some(Credentials::new(ACCESS_KEY, "old", None, None, "test")),
+        ..server.settings()
+    };
+    let store = S3::open(BUCKET, "", wrong).await.unwrap();
+    assert!(store.put("key", Bytes::new()).await.is_err());
+    store.renew(&keys(SECRET_KEY, None)).unwrap();
+    store.put("key", Bytes::from("new")).await.unwrap();
+    // A copy asks with them, too.
+    assert_eq!(store.clone().get("key").await.unwrap().bytes, "new");
+
+    let store = server.store().await;
+    let (past, future) = (
+        SystemTime::UNIX_EPOCH,
+        SystemTime::now() + Duration::from_secs(3600),
+    );
+    store.renew(&keys("wrong", Some(future))).unwrap();
+    assert!(store.put("key", Bytes::new()).await.is_err());
+    store.renew(&keys("wrong", Some(past))).unwrap();
+    store.put("key", Bytes::new()).await.unwrap();
+    let told = format!("{:?}", keys(SECRET_KEY, None));
+    assert!(!told.contains(SECRET_KEY), "{told}");
+}
+
+#[tokio::test]
 async fn wrong_credentials_and_buckets_are_no_absence() {
     let server = Server::start().await;
     let secret = "wrong-secret-that-nobody-may-read";
@@ -340,7 +373,7 @@ async fn a_request_without_an_answer_ends() {
     let store = server.store().await;
     server.next("GET ", "key", Fault::Hang);
     let limit = Duration::from_millis(300);
-    let request = store.client.get_object().bucket(BUCKET).key("key");
+    let request = store.client().get_object().bucket(BUCKET).key("key");
     let failed = store.send(limit, request.send()).await.unwrap_err();
     let error = store.told("get", "key", failed);
     assert!(error.is_transient(), "{error}");
