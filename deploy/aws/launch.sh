@@ -4,7 +4,9 @@
 # `aws ec2 run-instances`.
 set -euo pipefail
 cd "$(dirname "$0")"
-: "${ANNEAL_IMAGE:?}" "${AGENT_STORE:?}" "${AGENT_JOB:?}" "${AGENT_TOKEN:?}"
+: "${ANNEAL_IMAGE:?}" "${AGENT_STORE:?}" "${AGENT_JOB:?}" "${AGENT_TOKEN:?}" "${AWS_REGION:?}"
+# Both versions of aws know this one.
+export AWS_DEFAULT_REGION=$AWS_REGION
 
 # shellcheck disable=SC2016  # envsubst wants the names
 USER_DATA=$(envsubst '$ANNEAL_IMAGE $AGENT_STORE $AGENT_JOB $AGENT_TOKEN' <cloud-init.yaml |

@@ -2,7 +2,9 @@
 # Once an account: the role that the machines get. Needs aws, envsubst and the right to make roles.
 set -euo pipefail
 cd "$(dirname "$0")"
-: "${AGENT_STORE:?s3://bucket/prefix}"
+: "${AGENT_STORE:?s3://bucket/prefix}" "${AWS_REGION:?}"
+# Both versions of aws know this one.
+export AWS_DEFAULT_REGION=$AWS_REGION
 
 path=${AGENT_STORE#s3://}
 BUCKET=${path%%/*}
