@@ -5,12 +5,13 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${ANNEAL_IMAGE:?}" "${AGENT_STORE:?}" "${AGENT_JOB:?}" "${AGENT_TOKEN:?}" "${AWS_REGION:?}"
+: "${AGENT_PRICE:?dollars an hour that the machine costs: EC2 does not tell it}"
 # Both versions of aws know this one.
 export AWS_DEFAULT_REGION=$AWS_REGION
 
 # shellcheck disable=SC2016  # envsubst wants the names
-USER_DATA=$(envsubst '$ANNEAL_IMAGE $AGENT_STORE $AGENT_JOB $AGENT_TOKEN' <cloud-init.yaml |
-    base64 | tr -d '\n')
+USER_DATA=$(envsubst '$ANNEAL_IMAGE $AGENT_STORE $AGENT_JOB $AGENT_TOKEN $AGENT_PRICE' \
+    <cloud-init.yaml | base64 | tr -d '\n')
 export USER_DATA
 # shellcheck disable=SC2016
 data=$(envsubst '$USER_DATA $AGENT_JOB' <launch-template.json)

@@ -18,7 +18,15 @@ import yaml
 from world import BIN, DEPLOY, JOB, TINY, World, fill, first_process, free_port, has_job, need
 from world import tail, until
 
+ENDLESS = [word.replace("max_iters=4", "max_iters=100000000") for word in TINY]
+ENDLESS = [word.replace("eval_interval=2", "eval_interval=100000000") for word in ENDLESS]
 KEYS = {name: JOB[name] for name in JOB if name != "ANNEAL_IMAGE"}
+
+
+def children(pid):
+    """The processes that this one started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
 
 
 def load(path):
@@ -66,32 +74,29 @@ sys.exit(module.train.local(sys.argv[1], "quickstart"))
     store = here.home / "store"
     env = here.env({
         "MODAL_TASK_ID": "ta-1", "MODAL_REGION": "us-east", "AGENT_TOKEN": JOB["AGENT_TOKEN"],
-        "AGENT_STORE": str(store), "AGENT_RUN_DIR": str(here.home / "rundir"),
-        "TINY": shlex.join(TINY),
+        "AGENT_STORE": str(store),
     })
     command = first_process([sys.executable, str(run)])
     log = here.home / "log"
 
     def start(job, tiny):
+        more = {"TINY": shlex.join(tiny), "AGENT_RUN_DIR": str(here.home / job)}
         with open(log, "w", encoding="utf-8") as out:
             return subprocess.Popen(
-                [*command, job], env=env | {"TINY": tiny}, cwd=here.home, stdout=out, stderr=out,
+                [*command, job], env=env | more, cwd=here.home, stdout=out, stderr=out,
                 start_new_session=True,
             )
 
-    process = start("j", env["TINY"])
+    process = start("j", TINY)
     need(process.wait(60) == 0, f"train(): {tail(log)}")
     need("machine: modal" in tail(log, 99), f"the agent does not find Modal:\n{tail(log)}")
     here.completed("j")
 
     # SIGINT, as before a preemption: the agent must get it as SIGTERM and save.
-    endless = env["TINY"].replace("--max_iters=4", "--max_iters=100000000")
-    process = start("k", endless)
-    until(lambda: "iter 10" in log.read_text(encoding="utf-8"), "the first steps")
-    pids = subprocess.run(
-        ["pgrep", "-f", f"python.*{run} k"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(pids[-1]), signal.SIGINT)
+    process = start("k", ENDLESS)
+    until(lambda: "iter 10:" in log.read_text(encoding="utf-8"), "ten steps")
+    for pid in children(process.pid):
+        os.kill(pid, signal.SIGINT)
     code = process.wait(30)
     said = log.read_text(encoding="utf-8")
     need("published step" in said, f"no checkpoint after SIGINT:\n{tail(log)}")
@@ -136,14 +141,20 @@ def kubernetes():
     has_job(secret | env)
     here = World("kubernetes")
     del env["HOME"]
-    # Long enough for the probes.
-    argv = [arg.replace("shakespeare_char", "quickstart") for arg in container["args"]]
-    tiny = [word.replace("=4", "=20000") if "iters=4" in word else word for word in TINY]
-    try:
-        TINY[:], kept = tiny, list(TINY)
-        here.container("kubernetes", ["agent", *argv], secret | env, wait=probes)
-    finally:
-        TINY[:] = kept
+
+    def told(process, port):
+        probes(process, port)
+        until(lambda: "iter 10:" in (here.home / "log").read_text(encoding="utf-8"), "ten steps")
+        # The process in front of the container's first passes nothing on.
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGTERM)
+
+    # A pod that is told to go saves and says that another may go on.
+    said = here.container(
+        "kubernetes", ["agent", *container["args"]], secret | env, wait=told, tiny=ENDLESS,
+        status=12,
+    )
+    need("published step" in said, f"no checkpoint after SIGTERM:\n{said}")
 
 
 def slurm():

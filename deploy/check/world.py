@@ -32,7 +32,10 @@ JOB = {
     "AWS_ACCESS_KEY_ID": "AKIDOFCHECK",
     "AWS_SECRET_ACCESS_KEY": "secret-of-check",
     "AWS_REGION": "us-east-1",
+    "AGENT_PRICE": "0.5",
 }
+# Providers that tell a machine what it costs.
+TELL_PRICE = {"vast", "runpod", "lambda"}
 RUN_S_MAX = 90
 
 
@@ -174,11 +177,11 @@ class World:
         need(done.returncode == 0, f"{path.name}: exit status {done.returncode}: {said}")
         return done.stdout
 
-    def container(self, kind, argv, env, *, sends=None, status=0, wait=None):
+    def container(self, kind, argv, env, *, sends=None, status=0, wait=None, tiny=None):
         """Runs what a container would: the image's entry point with `argv`, as the first process of
         its own, with `env`. The agent must find `kind`, the tiny job must be completed, and one
         request that fits `sends`, (method, pattern), must have been made. `wait` is called with the
-        process and its port while it runs."""
+        process and its port while it runs; `tiny` is another job than `TINY`."""
         env = {key: str(value) for key, value in dict(env).items()}
         port = free_port()
         listen = "0.0.0.0:8080"
@@ -196,7 +199,7 @@ class World:
         env.setdefault("AGENT_RUN_DIR", str(self.home / "run"))
         env = self.env(self.fake.services() | env)
         need("--" in argv, f"no -- in {shlex.join(argv)}")
-        command = first_process([*argv, *TINY])
+        command = first_process([*argv, *(tiny or TINY)])
         log = self.home / "log"
         with open(log, "w", encoding="utf-8") as out:
             process = subprocess.Popen(
@@ -214,6 +217,8 @@ class World:
         said = log.read_text(encoding="utf-8")
         need(code == status, f"{shlex.join(argv)}: exit status {code}:\n{tail(log)}")
         need(f"machine: {kind}" in said, f"the agent does not find {kind}:\n{tail(log)}")
+        unheld = "price unknown" in said and "--budget" in shlex.join(argv)
+        need(kind in TELL_PRICE or not unheld, f"--budget, but no price:\n{tail(log)}")
         need(not (self.home / "off").exists(), f"the machine was shut down:\n{tail(log)}")
         if status == 0:
             self.completed(env.get("AGENT_JOB") or argv[argv.index("--job") + 1])

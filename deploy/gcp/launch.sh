@@ -5,11 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")"
 : "${ANNEAL_IMAGE:?}" "${AGENT_STORE:?}" "${AGENT_JOB:?}" "${AGENT_TOKEN:?}"
 : "${AWS_ACCESS_KEY_ID:?}" "${AWS_SECRET_ACCESS_KEY:?}" "${AWS_REGION:?}"
+: "${AGENT_PRICE:?dollars an hour that the machine costs: Google does not tell it}"
 
 env=$(mktemp)
 trap 'rm -f "$env"' EXIT
 echo "AGENT_LISTEN=0.0.0.0:8080" >"$env"
-for name in AGENT_STORE AGENT_JOB AGENT_TOKEN \
+for name in AGENT_STORE AGENT_JOB AGENT_TOKEN AGENT_PRICE \
     AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_REGION AWS_ENDPOINT_URL; do
     [[ -z ${!name:-} ]] || echo "$name=${!name}" >>"$env"
 done

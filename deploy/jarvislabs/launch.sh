@@ -4,6 +4,7 @@
 set -euo pipefail
 : "${ANNEAL_IMAGE:?}" "${AGENT_STORE:?}" "${AGENT_JOB:?}" "${AGENT_TOKEN:?}" "${JL_API_KEY:?}"
 : "${AWS_ACCESS_KEY_ID:?}" "${AWS_SECRET_ACCESS_KEY:?}" "${AWS_REGION:?}"
+: "${AGENT_PRICE:?dollars an hour that the machine costs: JarvisLabs does not tell it}"
 
 id=$(jl create --vm --gpu "${1:-L4}" --name anneal --yes --json | jq -er .machine_id)
 echo "machine $id"
@@ -12,7 +13,7 @@ trap 'jl destroy "$id" --yes' ERR
 
 # The machine is not told its id, nor whose it is.
 env=(-e "AGENT_PROVIDER=jarvislabs" -e "AGENT_INSTANCE_ID=$id" -e "AGENT_LISTEN=0.0.0.0:8080")
-for name in JL_API_KEY AGENT_STORE AGENT_JOB AGENT_TOKEN \
+for name in JL_API_KEY AGENT_STORE AGENT_JOB AGENT_TOKEN AGENT_PRICE \
     AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_REGION; do
     env+=(-e "$name=${!name}")
 done
