@@ -13,7 +13,7 @@ import traceback
 
 import jobs
 import machines
-from world import BIN, DEPLOY, ROOT, Broken, need
+from world import BIN, DEPLOY, JOB, ROOT, Broken, need
 
 FOLDERS = {
     "aws": machines.aws,
@@ -115,6 +115,9 @@ def main():
     folders = {path.name for path in DEPLOY.iterdir() if path.is_dir()} - OTHERS
     need(folders == set(FOLDERS), f"not checked, or gone: {folders ^ set(FOLDERS)}")
     scripts(DEPLOY / "check")
+    example = (DEPLOY / "job.env.example").read_text(encoding="utf-8")
+    named = set(re.findall(r"^(?:# )?(\w+)=", example, re.M))
+    need(named == set(JOB), f"job.env.example: {named ^ set(JOB)} is not what is checked with")
     if not os.environ.get("CLOUD_INIT_SCHEMA"):
         print("cloud-init's schema cannot be had here: cloud-init.yaml is only parsed")
     if not os.environ.get("SBATCH"):
