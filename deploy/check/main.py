@@ -11,6 +11,7 @@ import time
 import tomllib
 import traceback
 
+import guide
 import jobs
 import machines
 from world import BIN, DEPLOY, JOB, ROOT, Broken, need
@@ -31,6 +32,7 @@ FOLDERS = {
     "slurm": jobs.slurm,
     "vast": machines.vast,
 }
+GUIDES = {"ec2": guide.ec2}
 # Folders of deploy/ that are no provider's.
 OTHERS = {"check", "grafana", "image", "compose"}
 SECTIONS = ["Start", "Cost", "How it stops billing", "Watch", "Results", "Not verified"]
@@ -76,11 +78,12 @@ def tried(name):
     """(name, seconds, fault) of one folder."""
     start = time.monotonic()
     faults = []
-    for check in (
+    checks = [GUIDES[name]] if name in GUIDES else [
         lambda: scripts(DEPLOY / name),
         lambda: readme(DEPLOY / name),
         FOLDERS[name],
-    ):
+    ]
+    for check in checks:
         try:
             check()
         except Broken as error:
@@ -105,7 +108,7 @@ def main():
     """Exits 1 if a folder is not as it should be."""
     if sys.argv[1:2] == ["--one"]:
         name, took, fault = tried(sys.argv[2])
-        print(f"{'FAILED' if fault else 'ok':6} deploy/{name}  {took:.0f} s")
+        print(f"{'FAILED' if fault else 'ok':6} {'docs/guides/' if name in GUIDES else 'deploy/'}{name}  {took:.0f} s")
         if fault:
             sys.exit(fault)
         return
@@ -124,10 +127,10 @@ def main():
         print("sbatch cannot be had here: the options of job.sbatch are not checked")
     if not os.path.exists("/usr/bin/gcloud"):
         print("gcloud is not installed: the flags of gcp/launch.sh are not checked")
-    results = list(one_each(sys.argv[1:] or sorted(FOLDERS)))
+    results = list(one_each(sys.argv[1:] or [*sorted(GUIDES), *sorted(FOLDERS)]))
     broken = [name for good, name in results if not good]
     if broken:
-        sys.exit(f"deploy/: {len(broken)} of {len(results)} broken: {', '.join(broken)}")
+        sys.exit(f"{len(broken)} of {len(results)} broken: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

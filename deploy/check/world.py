@@ -3,6 +3,7 @@ reach them, and containers, for the files of deploy/ to be tried in. Used by che
 
 import http.server
 import json
+import logging
 import os
 import re
 import shlex
@@ -37,6 +38,8 @@ JOB = {
 # Providers that tell a machine what it costs.
 TELL_PRICE = {"vast", "runpod", "lambda"}
 RUN_S_MAX = 90
+# The simulated AWS tells every request.
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 
 class Broken(Exception):
