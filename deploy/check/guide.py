@@ -1,4 +1,5 @@
-"""docs/guides/ec2.md, typed in from top to bottom against a simulated AWS. Called by check/main.py."""
+"""docs/guides/ec2.md, typed in from top to bottom against a simulated AWS. Called by
+check/main.py."""
 
 import os
 import re

@@ -100,7 +100,8 @@ sys.exit(module.train.local(sys.argv[1], "quickstart"))
     code = process.wait(30)
     said = log.read_text(encoding="utf-8")
     need("published step" in said, f"no checkpoint after SIGINT:\n{tail(log)}")
-    need(code != 0 and "exit status 12 of the agent" in said, f"Modal would not retry:\n{tail(log)}")
+    retries = code != 0 and "exit status 12 of the agent" in said
+    need(retries, f"Modal would not retry:\n{tail(log)}")
 
 
 def kubernetes():
@@ -166,7 +167,8 @@ def slurm():
         conf = here.home / "slurm.conf"
         plugins = os.environ["SLURM_PLUGINS"]
         conf.write_text(
-            "ClusterName=c\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\nGresTypes=gpu\nMessageTimeout=2\n"
+            "ClusterName=c\nSlurmctldHost=localhost\nSlurmctldPort=1\nMessageTimeout=2\n"
+            "AuthType=auth/none\nGresTypes=gpu\n"
             f"SelectType=select/cons_tres\nPluginDir={plugins}\n", encoding="utf-8",
         )
         done = subprocess.run(

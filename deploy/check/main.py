@@ -1,5 +1,6 @@
-"""Checks what stands in deploy/: syntax and schemas, then every launch and container command, run for
-real against fakes. `main.py [FOLDER...]`; deploy/check.sh installs what it needs and calls it."""
+"""Checks what stands in deploy/: syntax and schemas, then every launch and container command, run
+for real against fakes. `main.py [FOLDER...]`; deploy/check.sh installs what it needs and calls
+it."""
 
 import ast
 import concurrent.futures
@@ -68,7 +69,9 @@ def readme(folder):
     for amount in re.findall(r"\$(\d+\.\d+)", cost):
         need(amount in known, f"README.md: ${amount} is not in configs/prices.toml")
     for block in re.findall(r"^```sh account\n(.*?)^```", text, re.M | re.S):
-        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-n"], input=block, capture_output=True, text=True, check=False
+        )
         need(done.returncode == 0, f"README.md: {done.stderr}\n{block}")
         for file in re.findall(r"deploy/[\w/.-]+\w", block):
             need((ROOT / file).exists() or file == "deploy/job.env", f"README.md: no {file}")
@@ -108,7 +111,8 @@ def main():
     """Exits 1 if a folder is not as it should be."""
     if sys.argv[1:2] == ["--one"]:
         name, took, fault = tried(sys.argv[2])
-        print(f"{'FAILED' if fault else 'ok':6} {'docs/guides/' if name in GUIDES else 'deploy/'}{name}  {took:.0f} s")
+        where = "docs/guides" if name in GUIDES else "deploy"
+        print(f"{'FAILED' if fault else 'ok':6} {where}/{name}  {took:.0f} s")
         if fault:
             sys.exit(fault)
         return

@@ -213,7 +213,8 @@ class World:
                     wait(process, port)
                 code = process.wait(RUN_S_MAX)
             except subprocess.TimeoutExpired:
-                raise Broken(f"{shlex.join(argv)}: no end after {RUN_S_MAX} s:\n{tail(log)}") from None
+                late = f"{shlex.join(argv)}: no end after {RUN_S_MAX} s:\n{tail(log)}"
+                raise Broken(late) from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)

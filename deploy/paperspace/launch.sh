@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One machine of Paperspace's that trains the job, and deletes itself: launch.sh TYPE TEMPLATE REGION
+# One machine of Paperspace's that trains the job, and deletes itself:
+# launch.sh TYPE TEMPLATE REGION
 # Needs curl, jq and ssh. TEMPLATE: one with Docker and NVIDIA's container toolkit, as
 # https://api.paperspace.com/v1/os-templates lists them.
 set -euo pipefail
