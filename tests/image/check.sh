@@ -67,8 +67,8 @@ grep -q '^step 40: train loss' "$work/trainer/output" || fail "the trainer alone
 [[ $(stat -c %u "$work/trainer/volume/runs/quickstart") == 4321 ]] || fail "not its user's files"
 say "trainer alone: user 4321, read-only root"
 
-environment=$("$repo/tests/servers/ceph.sh" start "$work/ceph")
-eval "$environment"
+server=$("$repo/tests/servers/ceph.sh" start "$work/ceph")
+eval "$server"
 store=$ANNEAL_TEST_S3/image-check
 secrets=()
 for name in AWS_ENDPOINT_URL AWS_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
@@ -98,13 +98,15 @@ for variant in root user read-only; do
     running=$container
     until_said "$dir/output" '^iter 10:' 60
     # Process 1 is the switch that survives the agent; it has no rights that it needs not.
-    container_exec "$dir" bash -c '[[ $(</proc/1/comm) == agent ]]' || fail "process 1 is no agent"
+    [[ $(container_exec "$dir" cat /proc/1/comm) == agent ]] || fail "process 1 is no agent"
     rights=$(awk '/^(Uid|CapEff):/ { print $2 }' "/proc/$(<"$dir/pid")/status" | tr '\n' ' ')
     [[ $variant == root || $rights == "1000 0000000000000000 " ]] || fail "rights: $rights"
     container_healthy "$dir" || fail "$variant: the health check says no"
-    kill -STOP "$(pgrep -P "$(<"$dir/pid")" -f 'agent .*run')" 2>/dev/null || true
-    ! container_healthy "$dir" 2>/dev/null || fail "$variant: a stopped agent counts as healthy"
-    kill -CONT "$(pgrep -P "$(<"$dir/pid")" -f 'agent .*run')"
+    # The agent proper is the switch's child.
+    guarded=$(pgrep -P "$(<"$dir/pid")" -f under-guard)
+    kill -STOP "$guarded"
+    ! container_healthy "$dir" || fail "$variant: an agent that stands still counts as healthy"
+    kill -CONT "$guarded"
     kill -TERM "$(<"$dir/pid")"
     container_wait "$running" 60
     expect_status "$dir" 12
