@@ -74,6 +74,9 @@ make_base() {
         tail -n 20 "$dir.log" >&2
         fail "debootstrap failed"
     }
+    # As in Debian's slim images.
+    rm -rf "$dir"/var/cache/apt/* "$dir"/var/lib/apt/lists/* "$dir"/usr/share/{man,info,locale}/*
+    find "$dir/usr/share/doc" -mindepth 2 ! -name copyright ! -type d -delete
     touch "$dir/.complete"
 }
 
