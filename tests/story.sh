@@ -134,7 +134,7 @@ say "there is a bucket: $store at $AWS_ENDPOINT_URL"
 train=(run --store "$store" --terminate destroy)
 on_vast 1001
 machine first "${train[@]}" --job calm -- trainer --config quickstart
-ended first 0 240
+ended first 0 900
 expect first 'validation loss [0-9.]+ reached'
 given_back 'vast 1001'
 say "Vast's machine 1001 trained to the end and was given back"
@@ -142,7 +142,7 @@ say "Vast's machine 1001 trained to the end and was given back"
 # 2. The same once more, but the machine is taken away in the middle...
 on_vast 1002
 machine second "${train[@]}" --job stormy -- trainer --config quickstart
-until_said "$work/second/output" '^iter [5-9][0-9]0:' 120
+until_said "$work/second/output" '^iter [5-9][0-9]0:' 600
 kill -TERM "$(<"$work/second/pid")"
 ended second 12 60
 say "Vast's machine 1002 was taken: $(grep '^stopped at' "$work/second/output" | cut -d' ' -f1-4)"
@@ -150,7 +150,7 @@ say "Vast's machine 1002 was taken: $(grep '^stopped at' "$work/second/output" |
 # 3. ...and another, of another provider, with nothing of the first, goes on.
 on_runpod pod3
 machine third "${train[@]}" --job stormy -- trainer --config quickstart
-ended third 0 240
+ended third 0 900
 expect third 'has the lease: epoch 2, from'
 expect third 'validation loss [0-9.]+ reached'
 given_back 'runpod pod3'
@@ -167,7 +167,7 @@ laptop verify --store "$store" --job stormy --deep | tail -n 1
 at_home
 machine fourth run --store "$store" --job dear --price 720 --budget 16 -- \
     trainer --config quickstart --max_iters=100000 --eval_interval=100000
-ended fourth 14 90
+ended fourth 14 120
 laptop status --store "$store" --job dear --json >"$work/status.json"
 python3 - "$work/status.json" <<'PYTHON'
 import json, sys
