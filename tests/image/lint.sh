@@ -21,6 +21,7 @@ fi
 if command -v promtool >/dev/null; then
     # The token is there only within the container.
     promtool check config --syntax-only deploy/compose/prometheus.yml
+    promtool check rules deploy/compose/alerts.yml
 fi
 
 # Every file that is mounted exists, and every service that is spoken to.
@@ -52,3 +53,31 @@ for place in targets + urls:
 sys.exit("\n".join(faults) or None)
 PYTHON
 echo "Dockerfile, docker-compose.yml and what it mounts: nothing wrong"
+
+# The guide has every exit status, reason and alarm that the programs can give.
+"$tools/bin/python" - <<'PYTHON'
+import re, sys, yaml
+
+guide = open("docs/guides/operations.md", encoding="utf-8").read()
+read = lambda path: open(path, encoding="utf-8").read()
+function = lambda text, name: re.search(rf"fn {name}\(.*?\n    }}\n", text, re.S)[0]
+words = re.findall(r'=> "(\w+)"', function(read("agent/src/limits.rs"), "reason"))
+words += re.findall(r'"(\w+)"', function(read("agent/src/state/reason.rs"), "code"))
+words += re.findall(r'event = "(\w+)"', read("agent/src/supervisor/ending.rs"))
+alerts = re.search(r"ALERTS: .* = \[(.*)\]", read("agent/src/cost/mod.rs"))[1]
+words += [f"budget_{round(float(part) * 100)}" for part in alerts.split(",")]
+rules = yaml.safe_load(read("deploy/compose/alerts.yml"))["groups"][0]["rules"]
+words += [rule["alert"] for rule in rules]
+missing = [f"`{word}`" for word in words if f"`{word}`" not in guide]
+statuses = re.findall(r"^    \w+ = (\d+),", read("agent/src/error.rs"), re.M)
+missing += [f"exit status {n}" for n in statuses if f"\n| {n} |" not in guide]
+known = set(re.findall(r'"([a-z_]+)"', read("agent/src/metrics/mod.rs")))
+for rule in rules:
+    for name in re.findall(r"anneal_(\w+)", rule["expr"]):
+        if name not in known and name.removesuffix("_total") not in known:
+            if not name.startswith("gpu_"):
+                missing.append(f"metric anneal_{name} of {rule['alert']}")
+if len(words) < 30 or missing:
+    sys.exit(f"docs/guides/operations.md lacks: {', '.join(missing) or 'nothing, but few were found'}")
+PYTHON
+echo "operations.md: every status, reason and alarm is in it"

@@ -93,8 +93,6 @@ class Gate(BaseHTTPRequestHandler):
     def handle_request(self):
         parts = urlsplit(self.path)
         query = parse_qs(parts.query, keep_blank_values=True)
-        if self.headers.get("Expect", "").lower() == "100-continue":
-            pass  # answered by the base class
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         action, resource, context = asked(self.command, parts.path, query, self.headers)
         refused = decision(action, resource, context)
@@ -132,6 +130,11 @@ class Gate(BaseHTTPRequestHandler):
         pass
 
 
-gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        pass  # a client that hung up
+
+
+gate = Server(("127.0.0.1", 0), Gate)
 print(gate.server_port, flush=True)
 gate.serve_forever()

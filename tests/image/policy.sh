@@ -72,9 +72,10 @@ say "the agent: $(grep -c ' allowed$' "$work/gate") requests, all allowed"
 
 # ask STATUS METHOD KEY [HEADER]: the gate's answer to somebody with the agent's credentials.
 ask() {
-    local got
+    local got body=()
+    [[ $2 != PUT ]] || body=(--data-binary x)
     got=$(curl --silent --noproxy '*' --aws-sigv4 "aws:amz:$AWS_REGION:s3" \
-        --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" --output /dev/null \
+        --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" --output /dev/null "${body[@]}" \
         --header 'x-amz-content-sha256: UNSIGNED-PAYLOAD' ${4:+--header "$4"} \
         --write-out '%{http_code}' --request "$2" "$endpoint/$3")
     [[ $got == "$1" ]] || fail "$2 $3 ${4:-}: $got, expected $1"
