@@ -127,6 +127,8 @@ container_start() {
     [[ $user == 0 ]] || home=$(awk -F: -v id="$user" '$3 == id { print $6 }' "$image/etc/passwd")
     [[ $user == 0 ]] || privileges=(--reuid "$user" --regid "$user" --clear-groups
         --bounding-set=-all --inh-caps=-all --no-new-privs)
+    local name
+    name=$(basename "$dir")
     mkdir -p "$dir"/{upper,scratch,root,volume}
     chmod 1777 "$dir/volume"
     # shellcheck disable=SC2016 # the inner shell expands it
@@ -162,13 +164,16 @@ container_start() {
         setpriv "${privileges[@]}" \
         env -i --chdir="${image_workdir[0]}" \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME="${home:-/}" \
-        HOSTNAME="$(basename "$dir")" "${image_env[@]}" "${variables[@]}" \
+        HOSTNAME="$name" "${image_env[@]}" "${variables[@]}" \
         "${image_entrypoint[@]}" "$@" </dev/null >"$dir/output" 2>&1 &
     container=$!
     local outer=$container
     containers+=("$outer")
-    for _ in {1..100}; do
-        pgrep -P "$outer" >"$dir/pid" && return
+    for _ in {1..200}; do
+        # Before that it is a shell, whose children are not the container.
+        if [[ $(cat "/proc/$outer/comm" 2>/dev/null) == unshare ]]; then
+            pgrep -P "$outer" >"$dir/pid" && return
+        fi
         kill -0 "$outer" 2>/dev/null || return 0
         sleep 0.05
     done
