@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole story, on this machine alone: rented machines that run the image, a bucket, a preemption,
-# a budget, the results. What is not real is said: the machines are containers made of Linux's own
+# The whole story, on this machine alone: rented machines that run the image, a bucket, a
+# preemption, a budget, the results. What is not real is said: the machines are containers made of Linux's own
 # tools (tests/image/container.sh), and the two providers that they are given back to are
 # tests/image/providers.py. The bucket is a real S3 server (tests/servers/ceph.sh).
 #
 #     cargo build --release -p agent -p trainer && sudo tests/story.sh [FOLDER]
 #
-# FOLDER (default: a new one, removed at the end) keeps the bare Debian for the next time. Needs root
-# on Debian, 2 GB of disk; takes 4 minutes on 2 cores. Programs come from ANNEAL_BIN (default:
+# FOLDER (default: a new one, removed at the end) keeps the bare Debian for the next time. Needs
+# root on Debian, 2 GB of disk; takes 4 minutes on 2 cores. Programs come from ANNEAL_BIN (default:
 # target/release).
 set -euo pipefail
 # shellcheck source=tests/image/container.sh
@@ -46,8 +46,8 @@ ended() {
     }
 }
 
-# machine NAME ARGUMENT...: a rented machine starts the image. What providers set in a container is in
-# `rented`; of the tenant's there are the bucket's credentials.
+# machine NAME ARGUMENT...: a rented machine starts the image. What providers set in a container is
+# in `rented`; of the tenant's there are the bucket's credentials.
 machine() {
     local name=$1
     shift

@@ -4,8 +4,8 @@
 #
 #     tests/image/check.sh [FOLDER]
 #
-# FOLDER (default: a new one, removed at the end) keeps the bare Debian for the next time. Needs root
-# on Debian, 2 GB of disk and programs in ANNEAL_BIN (default: target/release); installs what is
+# FOLDER (default: a new one, removed at the end) keeps the bare Debian for the next time. Needs
+# root on Debian, 2 GB of disk and programs in ANNEAL_BIN (default: target/release); installs what is
 # missing. Takes a minute and a half.
 set -euo pipefail
 # shellcheck source=tests/image/container.sh

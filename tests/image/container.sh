@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What a container engine does, where there is none: makes the image's root from Dockerfile and
-# deploy/image/root.sh, and runs containers on it with Linux's own tools. Read by the scripts of this
-# folder and by tests/story.sh; needs root on Linux, debootstrap, python3.
+# deploy/image/root.sh, and runs containers on it with Linux's own tools. Read by the scripts of
+# this folder and by tests/story.sh; needs root on Linux, debootstrap, python3.
 #
 # A container is a mount namespace and a process namespace in which the image's entry point is
 # process 1. All its mounts are in there, so they are gone with it, however it ends.

@@ -63,7 +63,8 @@ run() {
 run --rm anneal --version
 run --rm anneal | grep -q '^Usage: agent' || fail "no help without arguments"
 # shellcheck disable=SC2016 # the container's shell expands it
-[[ $(run --rm --entrypoint bash anneal -c 'echo $NVIDIA_DRIVER_CAPABILITIES') == compute,utility ]] ||
+asked=$(run --rm --entrypoint bash anneal -c 'echo $NVIDIA_DRIVER_CAPABILITIES')
+[[ $asked == compute,utility ]] ||
     fail "the driver's libraries are not asked for"
 tiny=(--config quickstart --max_iters=20 --lr_decay_iters=20 --warmup_iters=5 --eval_interval=20
     --eval_iters=2)

@@ -36,7 +36,8 @@ running=$!
 until_said "$work/live/output" 'published step' 120
 for guide in rented_gpu operations s3; do
     file=$repo/docs/guides/$guide.md
-    ! grep -nE '^```sh' "$file" | grep -vE '```sh (ci|account)$' || fail "$guide.md: an unknown mark"
+    ! grep -nE '^```sh' "$file" | grep -vE '```sh (ci|account)$' ||
+        fail "$guide.md: an unknown mark"
     awk '/^```sh ci$/ { inside = 1; next } /^```$/ { inside = 0 } inside' "$file" >"$work/commands"
     [[ -s $work/commands ]] || continue
     (cd "$work/here" && bash -euxo pipefail "$work/commands") >"$work/said" 2>&1 || {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What can be said of the image's files without building it: Dockerfile by hadolint, the compose files
-# by Compose's own schema, the configuration of Prometheus by promtool where that is installed.
-# Needs python3 and PyPI; takes seconds.
+# What can be said of the image's files without building it: Dockerfile by hadolint, the compose
+# files by Compose's own schema, Prometheus's files by promtool where that is installed; and of the
+# guide to operations, that nothing is missing. Needs python3 and PyPI; takes seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tools=${ANNEAL_TOOLS:-target/tools}/lint
@@ -12,7 +12,8 @@ fi
 
 "$tools/bin/hadolint" Dockerfile
 # It fails on what is wrong, too.
-if printf 'FROM debian\nRUN cd /tmp\nRUN apt-get update\n' | "$tools/bin/hadolint" - >/dev/null; then
+if printf 'FROM debian\nRUN cd /tmp\nRUN apt-get update\n' |
+    "$tools/bin/hadolint" - >/dev/null; then
     echo "hadolint finds nothing wrong in a bad Dockerfile" >&2
     exit 1
 fi
@@ -78,6 +79,7 @@ for rule in rules:
             if not name.startswith("gpu_"):
                 missing.append(f"metric anneal_{name} of {rule['alert']}")
 if len(words) < 30 or missing:
-    sys.exit(f"docs/guides/operations.md lacks: {', '.join(missing) or 'nothing, but few were found'}")
+    lacks = ", ".join(missing) or "nothing, but few words were found"
+    sys.exit(f"docs/guides/operations.md lacks: {lacks}")
 PYTHON
 echo "operations.md: every status, reason and alarm is in it"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""An S3 endpoint on loopback that enforces a policy of AWS's, in front of a server that does not know
-all of its conditions. Each request becomes an action, a resource and condition keys as AWS documents
-them; what the policy does not allow, or denies, gets 403, all else goes to the server as it came,
-its signed Host included. Prints its port, then a line for each request. Run by policy.sh.
+"""An S3 endpoint on loopback that enforces a policy of AWS's, in front of a server that does not
+know all of its conditions. Each request becomes an action, a resource and condition keys as AWS
+documents them; what the policy does not allow, or denies, gets 403, all else goes to the server as
+it came, its signed Host included. Prints its port, then a line for each request. Run by policy.sh.
 
     policy.py POLICY.json BUCKET http://HOST:PORT"""
 
@@ -61,7 +61,7 @@ def decision(action, resource, context):
 
 
 def asked(method, path, query, headers):
-    """Action, resource and condition keys of a request, by AWS's service authorization reference."""
+    """Action, resource, condition keys of a request, by AWS's service authorization reference."""
     _, named, key = (unquote(path) + "/").split("/", 2)
     key = key[:-1]
     context = {}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The policy of docs/guides/s3.md: enough for the agent, too little for anything else. A real agent
-# runs a job, is preempted, resumes, prunes and is looked at through a gate (policy.py) that enforces
-# the policy as AWS documents it, in front of a real S3 server; then what it forbids is tried.
+# runs a job, is preempted, resumes, prunes and is looked at through a gate (policy.py) that
+# enforces the policy as AWS documents it, in front of a real S3 server; then what it forbids is tried.
 #
 #     tests/image/policy.sh          programs in ANNEAL_BIN (default: target/release)
 #
@@ -46,7 +46,8 @@ run=(run --store "$store" --provider local --listen off --keep-last 2)
 tiny=("$bin/trainer" --config quickstart --max_iters=60 --lr_decay_iters=60 --warmup_iters=5
     --eval_interval=10 --eval_iters=1)
 agent probe-store "$store" || fail "probe-store: $(tail -n 5 "$work/output")"
-agent "${run[@]}" --job j --run-dir "$work/one" -- "${tiny[@]}" || fail "$(tail -n 5 "$work/output")"
+agent "${run[@]}" --job j --run-dir "$work/one" -- "${tiny[@]}" ||
+    fail "$(tail -n 5 "$work/output")"
 status=0
 "$bin/agent" "${run[@]}" --job k --run-dir "$work/two" -- "${tiny[@]}" --max_iters=100000 \
     >>"$work/output" 2>&1 &
@@ -63,7 +64,8 @@ for look in "verify --deep" status logs artifacts; do
     agent "${words[@]}" --store "$store" --job k || fail "$look: $(tail -n 5 "$work/output")"
 done
 # Whether the bucket is there it asks only for a better word, and takes a no for an answer.
-grep 'denied\|by nothing' "$work/gate" | grep -v '^HEAD [^ ]* s3:ListBucket ' >"$work/refused" || true
+grep 'denied\|by nothing' "$work/gate" |
+    grep -v '^HEAD [^ ]* s3:ListBucket ' >"$work/refused" || true
 [[ ! -s $work/refused ]] || fail "the agent was refused: $(head -n 5 "$work/refused")"
 for action in ListBucket GetObject PutObject DeleteObject; do
     grep -q "s3:$action allowed" "$work/gate" || fail "the agent never asked for s3:$action"
@@ -82,8 +84,8 @@ ask() {
 }
 endpoint=$AWS_ENDPOINT_URL
 commit=$(grep -oE "jobs/k/commit/[^ ]+" "$work/gate" | tail -n 1)
-for key in jobs/k/lease/00000001.json jobs/k/lease/00000001.released.json jobs/k/final/00000002.json \
-    "$commit" jobs/sweeps/s/budget/00000001.json jobs/sweeps/s/trials/t/lease/00000001.json; do
+for key in jobs/k/lease/00000001.json jobs/k/lease/00000001.released.json \
+    jobs/k/final/00000002.json "$commit" jobs/sweeps/s/budget/00000001.json jobs/sweeps/s/trials/t/lease/00000001.json; do
     ask 403 PUT "$name/$key"
 done
 ask 412 PUT "$name/jobs/k/lease/00000001.json" 'If-None-Match: *'

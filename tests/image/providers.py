@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Vast's and RunPod's APIs for one machine each time, as documented, on loopback: what the agent asks
-about its machine and how it gives it back. Prints its port, then a line for each machine that was
+"""Vast's and RunPod's APIs for one machine each time, as documented, on loopback: what the agent
+asks about its machine and how it gives it back. Prints its port, then a line for each machine that was
 given back; refuses whoever does not show the key. Run by tests/story.sh."""
 
 import json
