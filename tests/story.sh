@@ -92,11 +92,12 @@ fetch() {
 import json, sys
 
 rows = json.load(open(sys.argv[1], encoding="utf-8"))["artifacts"]
-uploads = {row["path"].rsplit("/", 1)[0] for row in rows}
-newest = max(uploads, key=lambda path: path.rsplit("/", 1)[1].split("-")[0])
-for row in rows:
-    if row["path"].startswith(newest + "/"):
-        print(row["path"], row["bytes"], row["sha256"])
+files = [(row.get("key", row["path"]), row["bytes"], row["sha256"]) for row in rows]
+files = [file for file in files if file[0].startswith("data/")]
+newest = max((key.rsplit("/", 1)[0] for key, *_ in files), key=lambda upload: upload.split("/")[2])
+for key, bytes, sha256 in files:
+    if key.startswith(newest + "/"):
+        print(key, bytes, sha256)
 PYTHON
     while read -r key bytes digest; do
         curl -fsS --noproxy '*' --aws-sigv4 "aws:amz:$AWS_REGION:s3" \
