@@ -34,7 +34,6 @@ RUN --mount=type=cache,target=/root/.cargo/registry --mount=type=cache,target=/s
     ANNEAL_COMMIT="$REVISION" deploy/image/build.sh /parts
 
 FROM debian:bookworm-slim AS image
-# hadolint ignore=DL3042
 RUN --mount=type=bind,from=build,source=/parts,target=/mnt/parts \
     --mount=type=bind,source=deploy/image/root.sh,target=/mnt/root.sh \
     sh /mnt/root.sh /mnt/parts

@@ -26,6 +26,7 @@ install -m 755 deploy/image/healthy.sh "$parts/bin/healthy"
 cp LICENSE-MIT LICENSE-APACHE "$parts/doc/"
 if cargo about --version >/dev/null 2>&1; then
     # Fails if a dependency's licence is none of those that about.toml accepts.
+    cargo fetch --locked --quiet
     cargo about generate --workspace --offline --fail --config deploy/image/about.toml \
         --output-file "$parts/doc/THIRD-PARTY.html" deploy/image/about.hbs
 else
