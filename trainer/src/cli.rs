@@ -1,6 +1,7 @@
 //! The command line: which command, its words, and where each goes. `main.rs` calls [`run`].
 
 mod bench;
+mod doctor;
 mod estimate;
 mod evaluate;
 mod prepare;
@@ -49,9 +50,12 @@ enum Command {
     /// Time training or evaluation steps on random tokens: --config, --mode=train|eval, --steps=N,
     /// --warmup_steps=N, --format=json|table (a line, or time by room), any key.
     Bench(Words),
-    /// Foresee the memory of a run and the batch sizes that fit: --config, --available=GIB (of
-    /// another machine), any key.
+    /// Foresee a run's memory here, and its time and cost on rented GPUs: --config, --gpu=NAME,
+    /// --provider=NAME, --budget=USD, --deadline=TIME, --spot, --on-demand, --mtbf=TIME (between
+    /// interruptions), --available=GIB (of another machine), --json, any key.
     Estimate(Words),
+    /// Check driver, GPUs, memory, processors, disks, clock and dataset: --config, --json, any key.
+    Doctor(Words),
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +98,7 @@ pub fn run(arguments: Vec<String>, started: Instant) -> Result<ExitCode> {
         Ok(Command::Eval(words)) => evaluate::run(words, started),
         Ok(Command::Bench(words)) => bench::run(words, started),
         Ok(Command::Estimate(words)) => estimate::run(words),
+        Ok(Command::Doctor(words)) => doctor::run(words),
         Err(error) if error.use_stderr() => Err(usage_error(&error)),
         Err(help) => print(&help.render().to_string()),
     }

@@ -15,6 +15,8 @@ pub mod checkpoint;
 pub mod eval;
 pub mod metrics;
 pub mod sample;
+pub mod estimate;
+pub mod doctor;
 pub mod train;
 pub mod cli;
 

@@ -213,6 +213,23 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
     }
 }
 
+/// Where the dataset that the config names lies prepared, without making it.
+pub fn find_prepared(config: &Config) -> Option<PathBuf> {
+    let places = Places::new(&config.data_dir, &config.data_url);
+    let mut prepared = places.prepared(&config.dataset).into_iter();
+    prepared.find(|dir| dir.join(TRAIN).exists())
+}
+
+/// Whether the program makes a dataset of this name by itself, and whether that takes a download.
+pub fn can_make(name: &str) -> Option<bool> {
+    known(name).map(|known| known.origin == Origin::TinyShakespeare)
+}
+
+/// Folders where a dataset that is made by itself may be put, the first that can be written.
+pub fn caches(config: &Config) -> Vec<PathBuf> {
+    Places::new(&config.data_dir, &config.data_url).caches
+}
+
 fn known_names() -> String {
     list(KNOWN.iter().map(|known| known.name.to_owned()), ", ")
 }
