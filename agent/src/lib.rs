@@ -34,6 +34,7 @@ pub mod ingest;
 pub mod run;
 pub mod sweep;
 pub mod reap;
+pub mod doctor;
 pub mod cli;
 #[cfg(test)]
 mod sim;

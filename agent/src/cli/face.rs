@@ -35,9 +35,9 @@ enum ParseArg {
 
 /// An address, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Listen(Option<SocketAddr>);
+pub(super) struct Listen(pub(super) Option<SocketAddr>);
 
-fn listen(text: &str) -> Result<Listen, String> {
+pub(super) fn listen(text: &str) -> Result<Listen, String> {
     match text {
         "off" => Ok(Listen(None)),
         // All addresses of the machine.

@@ -1,6 +1,7 @@
 //! The command line of the agent. Called by `main`.
 
 mod control;
+mod doctor;
 mod face;
 mod look;
 mod machine;
@@ -30,6 +31,7 @@ const COMMANDS: &[&str] = &[
     "verify",
     "probe-store",
     "provider",
+    "doctor",
     "power-off",
     "sweep",
     "reap",
@@ -79,6 +81,8 @@ enum Command {
     },
     /// Say whose machine this is, what it costs and how it would be given back.
     Provider(provider::Show),
+    /// Check machine, provider, store, network, clock, tokens, disk and trainer, a line for each.
+    Doctor(doctor::Doctor),
     /// Give a machine back, and try for as long as it takes.
     PowerOff(provider::PowerOff),
     /// Many trials of one trainer, by any number of workers.
@@ -216,6 +220,7 @@ async fn obey(
         Command::Verify { place, deep } => store::verify(&place, deep, print).await,
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
         Command::Provider(show) => provider::show(show, print).await,
+        Command::Doctor(doctor) => doctor.obey(print).await,
         Command::PowerOff(order) => provider::power_off(order, print).await,
         Command::Sweep(sweep) => sweep.obey(pulse, print).await,
         Command::Reap(reap) => reap.obey(print).await,
