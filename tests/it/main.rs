@@ -13,4 +13,6 @@ mod machine;
 mod agent;
 mod agent_s3;
 mod sweep;
+mod estimate;
+mod doctor;
 mod tidy;
