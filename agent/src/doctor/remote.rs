@@ -1,6 +1,7 @@
 //! What the machine talks to: its provider, metadata services, the store, and the store's clock.
 //! Called by the doctor.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::{TcpStream, lookup_host};
@@ -16,6 +17,8 @@ use crate::storage::{Storage, StorageError, probe};
 
 /// For the provider's API, of the time for all.
 const PRICE_MAX: Duration = Duration::from_secs(3);
+/// For the store's first answer, of the time for all.
+const FIRST_MAX: Duration = Duration::from_secs(4);
 /// For a name, a connection, the head of an answer.
 const STEP_MAX: Duration = Duration::from_secs(3);
 
@@ -176,33 +179,56 @@ pub(super) async fn store(asked: &Asked) -> Vec<Check> {
         }
         Err(_) => return vec![Check::silent("store", hint)],
     };
-    // A bucket's address is known after a first request; the probe makes them.
+    // A bucket's address is known after a first request only.
+    let start = BootClock.now();
+    let first = first_request(&store).await;
+    let left = CHECK_MAX.saturating_sub(BootClock.now().since(start));
     let address = store.address();
-    let (probed, network) = tokio::join!(probed(&store), network(address.as_deref()));
+    let probing = async {
+        match first {
+            Ok(latency_ms) => probed(&store, latency_ms, left).await,
+            Err(check) => check,
+        }
+    };
+    let looking = timeout(left, network(address.as_deref()));
+    let (probed, network) = tokio::join!(probing, looking);
     let mut checks = vec![probed];
-    checks.extend(network);
+    checks.extend(network.unwrap_or_else(|_| {
+        let hint = "a firewall, or a resolver that is down";
+        vec![Check::silent("network", hint)]
+    }));
     checks
 }
 
-/// The store at work: create-only, races, listing; what it writes is removed.
-async fn probed(store: &std::sync::Arc<dyn Storage>) -> Check {
+/// Milliseconds of a request for what is not there.
+async fn first_request(store: &Arc<dyn Storage>) -> Result<f64, Check> {
     let start = BootClock.now();
-    let first = timeout(CHECK_MAX, store.get("doctor-latency")).await;
-    let latency_ms = BootClock.now().since(start).as_secs_f64() * 1e3;
-    let name = store.name();
-    if let Ok(Err(error)) = first
-        && !error.is_missing()
-    {
-        return unreachable_store(&name, &error);
+    match timeout(FIRST_MAX, store.get("doctor-latency")).await {
+        Ok(Err(error)) if !error.is_missing() => Err(unreachable_store(&error)),
+        Ok(_) => Ok(BootClock.now().since(start).as_secs_f64() * 1e3),
+        Err(_) => Err(Check::error(
+            "store",
+            ExitStatus::Retryable,
+            format!(
+                "{}: no answer within {} s",
+                store.name(),
+                FIRST_MAX.as_secs()
+            ),
+            "is AWS_ENDPOINT_URL right, and is the network open?",
+        )),
     }
-    let left = CHECK_MAX.saturating_sub(BootClock.now().since(start));
+}
+
+/// The store at work: create-only, races, listing; what it writes is removed.
+async fn probed(store: &Arc<dyn Storage>, latency_ms: f64, left: Duration) -> Check {
+    let name = store.name();
     match timeout(left, probe::probe(store, fastrand::u64(..), |_| ())).await {
         Err(_) => Check::warning(
             "store",
             format!("{name}: {latency_ms:.0} ms a request, too slow for a whole look here"),
             "agent probe-store takes its time",
         ),
-        Ok(Err(error)) => unreachable_store(&name, &error),
+        Ok(Err(error)) => unreachable_store(&error),
         Ok(Ok(verdict)) => match (verdict.objection(), verdict.warning()) {
             (Some(why), _) => Check::error(
                 "store",
@@ -223,14 +249,19 @@ async fn probed(store: &std::sync::Arc<dyn Storage>) -> Check {
     }
 }
 
-fn unreachable_store(name: &str, error: &StorageError) -> Check {
-    let found = format!("{name}: {error}");
-    if error.is_transient() {
+/// Its own advice, where the error has one, before ours.
+fn unreachable_store(error: &StorageError) -> Check {
+    let text = error.to_string();
+    let (found, hint) = text.split_once("; hint: ").unwrap_or((&text, ""));
+    let (exit, ours) = if error.is_transient() {
         let hint = "is AWS_ENDPOINT_URL right, and is the network open?";
-        return Check::error("store", ExitStatus::Retryable, found, hint);
-    }
-    let hint = "check bucket, region and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)";
-    Check::error("store", ExitStatus::Failed, found, hint)
+        (ExitStatus::Retryable, hint)
+    } else {
+        let hint = "check bucket, region and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)";
+        (ExitStatus::Failed, hint)
+    };
+    let hint = if hint.is_empty() { ours } else { hint };
+    Check::error("store", exit, found, hint)
 }
 
 /// Name, way and clock of the store's server; of a folder only our own clock.
