@@ -4,6 +4,9 @@ mod bench;
 mod doctor;
 mod estimate;
 mod evaluate;
+mod export;
+mod import;
+mod info;
 mod prepare;
 mod sample;
 
@@ -17,7 +20,7 @@ use crate::checkpoint::{self, Listed, Loaded};
 use crate::config::{Config, Resolved};
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 use crate::signals::Signals;
 use crate::train;
 
@@ -42,6 +45,15 @@ enum Command {
     /// Tokenise a dataset: by name, from a text file, or from a URL.
     #[command(args_override_self = true)]
     Prepare(prepare::Arguments),
+    /// Make a checkpoint of nanoGPT's (ckpt.pt) or a GPT-2 of Hugging Face one of ours.
+    #[command(args_override_self = true)]
+    Import(import::Arguments),
+    /// Write a checkpoint as a folder that Hugging Face's transformers loads.
+    #[command(args_override_self = true)]
+    Export(export::Arguments),
+    /// Show everything that a run, a checkpoint or a foreign model knows.
+    #[command(args_override_self = true)]
+    Info(info::Arguments),
     /// Generate text from a checkpoint.
     #[command(args_override_self = true)]
     Sample(sample::Arguments),
@@ -94,6 +106,9 @@ pub fn run(arguments: Vec<String>, started: Instant) -> Result<ExitCode> {
         Ok(Command::Train(words)) if words.asks_help() => print_help(),
         Ok(Command::Train(words)) => train(words, started),
         Ok(Command::Prepare(arguments)) => prepare::run(&arguments, started),
+        Ok(Command::Import(arguments)) => import::run(&arguments),
+        Ok(Command::Export(arguments)) => export::run(&arguments),
+        Ok(Command::Info(arguments)) => info::run(&arguments),
         Ok(Command::Sample(arguments)) => sample::run(&arguments),
         Ok(Command::Eval(words)) => evaluate::run(words, started),
         Ok(Command::Bench(words)) => bench::run(words, started),
@@ -135,21 +150,38 @@ fn model_of(config: &Config) -> ModelConfig {
             config.vocab_size
         },
         bias: config.bias,
+        gelu: Gelu::of(&config.gelu),
     }
 }
 
 fn train(mut words: Words, started: Instant) -> Result<ExitCode> {
     let source = words.take("config")?;
     let resume = words.take_resume();
-    let source = match (source, &resume) {
-        // A run that goes on has its own config.
-        (None, Some(_)) => words.saved_config(),
-        (source, _) => source,
+    let goes_on =
+        resume.is_some() || matches!(words.peek("init_from").as_deref(), Some("resume" | "auto"));
+    let imported = if goes_on {
+        import::adopt_for_resume(words.peek("out_dir"), words.peek("data_dir"))?
+    } else {
+        Vec::new()
     };
-    words
-        .words
-        .extend(resume.map(|mode| format!("--init_from={mode}")));
-    let resolved = Config::resolve(source.as_deref(), &words.words)?;
+    let source = match source {
+        // A run that goes on has its own config.
+        None if goes_on => words.saved_config(),
+        source => source,
+    };
+    let mut resolved = Config::resolve(source.as_deref(), &words.words)?;
+    // What is not begun yet begins with the weights that it names.
+    let run = RunDir::new(&resolved.config.out_dir);
+    let begins_with = resume == Some("auto")
+        && resolved.config.is_pretrained()
+        && checkpoint::list(&run)?.is_empty();
+    if let Some(mode) = resume
+        && !begins_with
+    {
+        words.words.push(format!("--init_from={mode}"));
+        resolved = Config::resolve(source.as_deref(), &words.words)?;
+    }
+    resolved.notes.extend(imported);
     configure(&resolved.config);
     let signals = install_signals()?;
     train::train(&resolved, &signals, started)
@@ -197,6 +229,14 @@ impl Words {
         Ok(value)
     }
 
+    /// The value that [`Self::take`] would take; `None` also where it would find a fault.
+    fn peek(&self, name: &str) -> Option<String> {
+        let mut copy = Self {
+            words: self.words.clone(),
+        };
+        copy.take(name).ok().flatten()
+    }
+
     /// [`Self::take`] for a whole number.
     fn take_number(&mut self, name: &str, default: u64) -> Result<u64> {
         let Some(text) = self.take(name)? else {
@@ -234,13 +274,7 @@ impl Words {
     /// The config that the run named by `--out_dir` (or the default) was started with, if it has
     /// one.
     fn saved_config(&self) -> Option<String> {
-        let mut copy = Self {
-            words: self.words.clone(),
-        };
-        let out_dir = copy
-            .take("out_dir")
-            .ok()?
-            .unwrap_or_else(|| "out".to_owned());
+        let out_dir = self.peek("out_dir").unwrap_or_else(|| "out".to_owned());
         let path = RunDir::new(out_dir).config();
         path.exists().then(|| path.display().to_string())
     }

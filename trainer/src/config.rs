@@ -72,8 +72,7 @@ impl Config {
             },
         };
         draft.command_line(overrides);
-        let (config, mut faults) = draft.finish();
-        faults.extend(config.check_supported());
+        let (config, faults) = draft.finish();
         if !faults.is_empty() {
             return Err(Error::Config(faults));
         }
@@ -137,6 +136,11 @@ impl Config {
     /// Every key with its type, default and meaning, nanoGPT's first; at most 100 columns wide.
     pub fn help() -> String {
         help::text()
+    }
+
+    /// Whether there is a key of this name.
+    pub fn has_key(name: &str) -> bool {
+        table::find(name).is_some()
     }
 
     /// Name and text of each config that ships in the binary.

@@ -5,6 +5,7 @@
 pub mod error;
 pub mod machine;
 pub mod config;
+pub mod pickle;
 pub mod tokenizer;
 pub mod data;
 pub mod model;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod sample;
 pub mod estimate;
 pub mod doctor;
+pub mod interop;
 pub mod train;
 pub mod cli;
 

@@ -1,6 +1,7 @@
 //! The shape of a GPT as nanoGPT defines it: its parameters by name, how they are initialised,
 //! which of them decay, and what a token costs. Engines compute; this file only describes.
 
+use kernels::gelu::Form;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,47 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Biases in the linear layers and LayerNorms.
     pub bias: bool,
+    /// Checkpoints from before the key have nanoGPT's.
+    #[serde(default)]
+    pub gelu: Gelu,
+}
+
+/// The form of GELU in the MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gelu {
+    /// Exact: nanoGPT's.
+    #[default]
+    Erf,
+    /// Through tanh: GPT-2's.
+    Tanh,
+}
+
+impl Gelu {
+    /// The value of the key `gelu`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erf => "erf",
+            Self::Tanh => "tanh",
+        }
+    }
+
+    /// The form that the key `gelu` names.
+    pub fn of(name: &str) -> Self {
+        if name == Self::Tanh.name() {
+            Self::Tanh
+        } else {
+            Self::Erf
+        }
+    }
+
+    /// As the kernels have it.
+    pub fn form(self) -> Form {
+        match self {
+            Self::Erf => Form::Erf,
+            Self::Tanh => Form::Tanh,
+        }
+    }
 }
 
 /// A named fp32 tensor on the host, row-major.
@@ -113,6 +155,19 @@ impl ModelConfig {
             add("transformer.ln_f.bias".to_owned(), &[c], Init::Zeros);
         }
         list
+    }
+
+    /// The keys of a config that describe this model, and their values.
+    pub fn settings(&self) -> [(&'static str, String); 7] {
+        [
+            ("n_layer", self.n_layer.to_string()),
+            ("n_head", self.n_head.to_string()),
+            ("n_embd", self.n_embd.to_string()),
+            ("block_size", self.block_size.to_string()),
+            ("vocab_size", self.vocab_size.to_string()),
+            ("bias", self.bias.to_string()),
+            ("gelu", self.gelu.name().to_owned()),
+        ]
     }
 
     /// All parameters, the tied embedding counted once.

@@ -26,6 +26,9 @@ use crate::{Error, Result};
 /// 50,257 to 50,304: matrix multiplications like it.
 const VOCAB_MULTIPLE: usize = 64;
 
+/// nanoGPT's vocabulary of characters.
+pub const META: &str = "meta.pkl";
+
 /// A vocabulary and how text is cut into it. Cheap to clone.
 #[derive(Clone)]
 pub enum Tokenizer {
@@ -69,7 +72,18 @@ impl Tokenizer {
         Self::from_bytes(RunDir::TOKENIZER, &bytes).map_err(at(path))
     }
 
-    /// Reads the tokenizer of a dataset or checkpoint folder; `None` if the folder has none.
+    /// Reads the characters of nanoGPT's `meta.pkl`, of which nothing is run.
+    ///
+    /// # Errors
+    /// `Error::Data` if the file cannot be read or is no such vocabulary.
+    pub fn from_meta(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::read(path))?;
+        let chars = CharTokenizer::from_meta(&bytes).map_err(at(path))?;
+        Ok(Self::Char(Arc::new(chars)))
+    }
+
+    /// Reads the tokenizer of a dataset or checkpoint folder, nanoGPT's [`META`] among them;
+    /// `None` if the folder has none.
     ///
     /// # Errors
     /// `Error::Data` if a tokenizer file is there but cannot be read.
@@ -81,6 +95,10 @@ impl Tokenizer {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::read(&path)(error)),
             }
+        }
+        let meta = dir.join(META);
+        if meta.exists() {
+            return Self::from_meta(&meta).map(Some);
         }
         Ok(None)
     }

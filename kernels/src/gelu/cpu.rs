@@ -58,6 +58,19 @@ fn sigmoid(x: f32) -> (f32, f32) {
     (1.0 / (1.0 + simd::exp(-twice_u)), slope)
 }
 
+/// gelu(x) of one element in the form with tanh.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    x * sigmoid(x).0
+}
+
+/// gelu'(x) of one element in the form with tanh.
+#[inline(always)]
+pub fn derivative_tanh(x: f32) -> f32 {
+    let (sigmoid, slope) = sigmoid(x);
+    sigmoid * (x * slope).mul_add(1.0 - sigmoid, 1.0)
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_piece(out: &mut [f32], x: &[f32]) {
     for (out, &x) in out.iter_mut().zip(x) {
@@ -75,14 +88,13 @@ fn backward_piece(dx: &mut [f32], x: &[f32]) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward_tanh_piece(out: &mut [f32], x: &[f32]) {
     for (out, &x) in out.iter_mut().zip(x) {
-        *out = x * sigmoid(x).0;
+        *out = gelu_tanh(x);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward_tanh_piece(dx: &mut [f32], x: &[f32]) {
     for (dx, &x) in dx.iter_mut().zip(x) {
-        let (sigmoid, slope) = sigmoid(x);
-        *dx *= sigmoid * (x * slope).mul_add(1.0 - sigmoid, 1.0);
+        *dx *= derivative_tanh(x);
     }
 }

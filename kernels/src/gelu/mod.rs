@@ -16,3 +16,10 @@ pub mod cuda;
 mod cuda_tests;
 #[cfg(test)]
 pub(crate) mod tests;
+
+/// The form of GELU: exact with erf, or with tanh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Erf,
+    Tanh,
+}

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Dims;
 use super::tile::{Block, Epilogue, Nothing, Output, Product, View};
-use crate::simd;
+use crate::gelu::{Form, cpu as element};
 
 /// Rows of dout that are added up by one task.
 const SUM_ROWS: usize = 128;
@@ -33,8 +33,9 @@ pub fn forward(
     }
 }
 
-/// pre (M, N) = x (M, K) · weight (N, K)ᵀ (+ bias (N)), out (M, N) = gelu(pre), the exact GELU.
+/// pre (M, N) = x (M, K) · weight (N, K)ᵀ (+ bias (N)), out (M, N) = gelu(pre).
 pub fn forward_gelu(
+    form: Form,
     pre: &mut [f32],
     out: &mut [f32],
     x: &[f32],
@@ -46,15 +47,16 @@ pub fn forward_gelu(
     bias.inspect(|bias| check("bias", bias, 1, n));
     check("out", out, m, n);
     let epilogue = Gelu {
+        form,
         bias,
         out: Output::new(out),
     };
     forward_product(x, weight, dims).run(pre, &epilogue);
 }
 
-/// out (M, N) = gelu(x (M, K) · weight (N, K)ᵀ (+ bias (N))), the exact GELU, where no backward
-/// follows.
+/// out (M, N) = gelu(x (M, K) · weight (N, K)ᵀ (+ bias (N))), where no backward follows.
 pub fn forward_gelu_alone(
+    form: Form,
     out: &mut [f32],
     x: &[f32],
     weight: &[f32],
@@ -62,7 +64,7 @@ pub fn forward_gelu_alone(
     dims: Dims,
 ) {
     bias.inspect(|bias| check("bias", bias, 1, dims.n));
-    forward_product(x, weight, dims).run(out, &GeluAlone { bias });
+    forward_product(x, weight, dims).run(out, &GeluAlone { form, bias });
 }
 
 /// dx (M, K) = dout (M, N) · weight (N, K), or `+=` if `accumulate`.
@@ -73,6 +75,7 @@ pub fn backward_input(dx: &mut [f32], dout: &[f32], weight: &[f32], accumulate: 
 /// dpre (M, K) = (dout (M, N) · weight (N, K)) ⊙ gelu'(pre (M, K)): backward of a layer whose input
 /// was gelu(pre), to `pre`.
 pub fn backward_input_gelu(
+    form: Form,
     dpre: &mut [f32],
     dout: &[f32],
     weight: &[f32],
@@ -81,7 +84,7 @@ pub fn backward_input_gelu(
 ) {
     let Dims { m, k, .. } = dims;
     check("pre", pre, m, k);
-    backward_input_product(dout, weight, false, dims).run(dpre, &GeluBackward { pre });
+    backward_input_product(dout, weight, false, dims).run(dpre, &GeluBackward { form, pre });
 }
 
 /// dweight (N, K) += dout (M, N)ᵀ · x (M, K), and dbias (N) += the column sums of dout.
@@ -181,6 +184,7 @@ impl Epilogue for Add<'_> {
 
 /// Adds a bias (N) and writes the GELU to `out` (M, N).
 struct Gelu<'a> {
+    form: Form,
     bias: Option<&'a [f32]>,
     out: Output<'a>,
 }
@@ -192,12 +196,16 @@ impl Epilogue for Gelu<'_> {
         if self.bias.is_some() {
             add_to(&mut block, self.bias, None);
         }
-        gelu(&mut block, &self.out);
+        match self.form {
+            Form::Erf => gelu(&mut block, &self.out),
+            Form::Tanh => gelu_tanh(&mut block, &self.out),
+        }
     }
 }
 
 /// Adds a bias (N) and takes the GELU.
 struct GeluAlone<'a> {
+    form: Form,
     bias: Option<&'a [f32]>,
 }
 
@@ -208,12 +216,16 @@ impl Epilogue for GeluAlone<'_> {
         if self.bias.is_some() {
             add_to(&mut block, self.bias, None);
         }
-        gelu_alone(&mut block);
+        match self.form {
+            Form::Erf => gelu_alone(&mut block),
+            Form::Tanh => gelu_alone_tanh(&mut block),
+        }
     }
 }
 
 /// Multiplies by the derivative of GELU at `pre` (M, K).
 struct GeluBackward<'a> {
+    form: Form,
     pre: &'a [f32],
 }
 
@@ -221,7 +233,10 @@ impl Epilogue for GeluBackward<'_> {
     const IS_COSTLY: bool = true;
 
     fn apply(&self, mut block: Block<'_>) {
-        gelu_backward(&mut block, self.pre);
+        match self.form {
+            Form::Erf => gelu_backward(&mut block, self.pre),
+            Form::Tanh => gelu_backward_tanh(&mut block, self.pre),
+        }
     }
 }
 
@@ -260,71 +275,90 @@ fn add(row: &mut [f32], other: &[f32]) {
     }
 }
 
-#[multiversion::multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
-    "x86_64+avx2+fma"
-))]
-fn gelu(block: &mut Block, out: &Output) {
-    for i in 0..block.rows {
-        let start = block.start(i);
-        let x = block.row(i);
-        #[expect(unsafe_code, reason = "a second result is written by several tasks")]
-        // SAFETY: no two calls of an epilogue share an element, and this buffer has its shape.
-        let out = unsafe { out.segment(start, x.len()) };
-        let (out, out_rest) = out.as_chunks_mut::<LANES>();
-        let (x, x_rest) = x.as_chunks::<LANES>();
-        for (out, x) in out.iter_mut().zip(x) {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = x * simd::normal(x).0;
+/// The loops of one form of GELU: with a second result, in place, and backward.
+macro_rules! gelu_loops {
+    ($forward:ident, $alone:ident, $backward:ident, $value:path, $derivative:path) => {
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+            "x86_64+avx2+fma"
+        ))]
+        fn $forward(block: &mut Block, out: &Output) {
+            for i in 0..block.rows {
+                let start = block.start(i);
+                let x = block.row(i);
+                #[expect(unsafe_code, reason = "a second result is written by several tasks")]
+                // SAFETY: no two calls of an epilogue share an element, and this buffer has its
+                // shape.
+                let out = unsafe { out.segment(start, x.len()) };
+                let (out, out_rest) = out.as_chunks_mut::<LANES>();
+                let (x, x_rest) = x.as_chunks::<LANES>();
+                for (out, x) in out.iter_mut().zip(x) {
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        *out = $value(x);
+                    }
+                }
+                for (out, &x) in out_rest.iter_mut().zip(x_rest) {
+                    *out = $value(x);
+                }
             }
         }
-        for (out, &x) in out_rest.iter_mut().zip(x_rest) {
-            *out = x * simd::normal(x).0;
+
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+            "x86_64+avx2+fma"
+        ))]
+        fn $alone(block: &mut Block) {
+            for i in 0..block.rows {
+                let (x, rest) = block.row(i).as_chunks_mut::<LANES>();
+                for x in x {
+                    for x in x {
+                        *x = $value(*x);
+                    }
+                }
+                for x in rest {
+                    *x = $value(*x);
+                }
+            }
         }
-    }
+
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+            "x86_64+avx2+fma"
+        ))]
+        fn $backward(block: &mut Block, pre: &[f32]) {
+            for i in 0..block.rows {
+                let start = block.start(i);
+                let d = block.row(i);
+                let x = &pre[start..][..d.len()];
+                let (d, d_rest) = d.as_chunks_mut::<LANES>();
+                let (x, x_rest) = x.as_chunks::<LANES>();
+                for (d, x) in d.iter_mut().zip(x) {
+                    for (d, &x) in d.iter_mut().zip(x) {
+                        *d *= $derivative(x);
+                    }
+                }
+                for (d, &x) in d_rest.iter_mut().zip(x_rest) {
+                    *d *= $derivative(x);
+                }
+            }
+        }
+    };
 }
 
-#[multiversion::multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
-    "x86_64+avx2+fma"
-))]
-fn gelu_alone(block: &mut Block) {
-    for i in 0..block.rows {
-        let (x, rest) = block.row(i).as_chunks_mut::<LANES>();
-        for x in x {
-            for x in x {
-                *x *= simd::normal(*x).0;
-            }
-        }
-        for x in rest {
-            *x *= simd::normal(*x).0;
-        }
-    }
-}
-
-#[multiversion::multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
-    "x86_64+avx2+fma"
-))]
-fn gelu_backward(block: &mut Block, pre: &[f32]) {
-    for i in 0..block.rows {
-        let start = block.start(i);
-        let d = block.row(i);
-        let x = &pre[start..][..d.len()];
-        let (d, d_rest) = d.as_chunks_mut::<LANES>();
-        let (x, x_rest) = x.as_chunks::<LANES>();
-        for (d, x) in d.iter_mut().zip(x) {
-            for (d, &x) in d.iter_mut().zip(x) {
-                let (cdf, density) = simd::normal(x);
-                *d *= x.mul_add(density, cdf);
-            }
-        }
-        for (d, &x) in d_rest.iter_mut().zip(x_rest) {
-            let (cdf, density) = simd::normal(x);
-            *d *= x.mul_add(density, cdf);
-        }
-    }
-}
+gelu_loops!(
+    gelu,
+    gelu_alone,
+    gelu_backward,
+    element::gelu,
+    element::derivative
+);
+gelu_loops!(
+    gelu_tanh,
+    gelu_alone_tanh,
+    gelu_backward_tanh,
+    element::gelu_tanh,
+    element::derivative_tanh
+);
 
 /// sums (N) += the column sums of rows (…, N).
 #[multiversion::multiversion(targets(

@@ -29,12 +29,7 @@ impl Write {
     };
 }
 
-/// The form of GELU: exact with erf, or with tanh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    Erf,
-    Tanh,
-}
+pub use crate::gelu::Form;
 
 /// Threads of a block of the kernels that only add up.
 const THREADS: u32 = 256;

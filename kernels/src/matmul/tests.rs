@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::{Dims, cpu, transpose};
+use crate::gelu::Form;
 
 /// Numbers in [-1, 1) from a seed, by a linear congruential generator.
 fn random(len: usize, seed: u64) -> Vec<f32> {
@@ -99,7 +100,15 @@ fn check(dims: Dims, seed: u64) {
     assert_close(&out, &added, k);
 
     let mut pre = vec![f32::NAN; m * n];
-    cpu::forward_gelu(&mut pre, &mut out, &x, &weight, Some(&bias), dims);
+    cpu::forward_gelu(
+        Form::Erf,
+        &mut pre,
+        &mut out,
+        &x,
+        &weight,
+        Some(&bias),
+        dims,
+    );
     assert_close(&pre, &biased, k);
     assert_close(
         &out,
@@ -107,9 +116,9 @@ fn check(dims: Dims, seed: u64) {
         k,
     );
     let kept = out.clone();
-    cpu::forward_gelu_alone(&mut out, &x, &weight, Some(&bias), dims);
+    cpu::forward_gelu_alone(Form::Erf, &mut out, &x, &weight, Some(&bias), dims);
     assert_eq!(out, kept, "the same with and without its argument saved");
-    cpu::forward_gelu(&mut pre, &mut out, &x, &weight, None, dims);
+    cpu::forward_gelu(Form::Erf, &mut pre, &mut out, &x, &weight, None, dims);
     assert_close(
         &out,
         &expected.iter().map(|x| gelu(*x)).collect::<Vec<_>>(),
@@ -130,12 +139,34 @@ fn check(dims: Dims, seed: u64) {
     assert_close(&dx, &added, n);
 
     let mut dpre = vec![f32::NAN; m * k];
-    cpu::backward_input_gelu(&mut dpre, &dout, &weight, &x, dims);
+    cpu::backward_input_gelu(Form::Erf, &mut dpre, &dout, &weight, &x, dims);
     let slopes = expected
         .iter()
         .zip(&x)
         .map(|(e, x)| e * gelu_slope(f64::from(*x)));
     assert_close(&dpre, &slopes.collect::<Vec<_>>(), n);
+
+    // The form with tanh, by its own room.
+    let mut activated = vec![f32::NAN; m * n];
+    cpu::forward_gelu(
+        Form::Tanh,
+        &mut pre,
+        &mut out,
+        &x,
+        &weight,
+        Some(&bias),
+        dims,
+    );
+    crate::gelu::cpu::forward_tanh(&mut activated, &pre);
+    assert_eq!(out, activated);
+    cpu::forward_gelu_alone(Form::Tanh, &mut out, &x, &weight, Some(&bias), dims);
+    assert_eq!(out, activated);
+    let mut by_room = vec![f32::NAN; m * k];
+    cpu::backward_input(&mut by_room, &dout, &weight, false, dims);
+    crate::gelu::cpu::backward_tanh(&mut by_room, &x);
+    cpu::backward_input_gelu(Form::Tanh, &mut dpre, &dout, &weight, &x, dims);
+    let by_room: Vec<f64> = by_room.iter().map(|x| f64::from(*x)).collect();
+    assert_close(&dpre, &by_room, n);
 
     let mut expected = product(n, k, m, |i, l| dout[l * n + i], |l, j| x[l * k + j]);
     expected
@@ -228,7 +259,7 @@ fn products_have_the_same_bits_for_any_number_of_threads() {
         cpu::backward_weight(&mut dweight, Some(&mut dbias), &dout, &x, dims);
         let mut pre = vec![0.0; m * n];
         let mut after = vec![0.0; m * n];
-        cpu::forward_gelu(&mut pre, &mut after, &x, &weight, None, dims);
+        cpu::forward_gelu(Form::Erf, &mut pre, &mut after, &x, &weight, None, dims);
         [out, dx, dweight, dbias, pre, after]
     };
     let bits = [1, 2, 3].map(|threads| {

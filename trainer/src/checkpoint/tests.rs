@@ -55,6 +55,7 @@ fn snapshot(step: u64, seed: u32) -> Snapshot {
                 block_size: 8,
                 vocab_size: 7,
                 bias: false,
+                gelu: crate::model::Gelu::Erf,
             },
             dataset: DatasetIdentity {
                 name: "shakespeare_char".to_owned(),
@@ -378,6 +379,7 @@ fn a_run_that_differs_is_refused_with_every_difference() {
         block_size: 16,
         vocab_size: 65,
         bias: true,
+        gelu: crate::model::Gelu::Erf,
     };
     let dataset = DatasetIdentity {
         name: "shakespeare".to_owned(),

@@ -70,7 +70,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let loaded = load_model(&run, &arguments.checkpoint)?;
     let tokenizer = match &loaded.tokenizer {
         Some((name, bytes)) => Tokenizer::from_bytes(name, bytes)?,
-        None => Tokenizer::gpt2()?,
+        None => {
+            let gpt2 = Tokenizer::gpt2()?;
+            let vocab_size = loaded.state.model.vocab_size;
+            if vocab_size < gpt2.vocab_size() {
+                return Err(Error::Data(format!(
+                    "the checkpoint carries no tokenizer, and its vocabulary of {vocab_size} is \
+                     not GPT-2's\n\
+                     hint: train on its dataset for a step, or import it with --meta=meta.pkl"
+                )));
+            }
+            gpt2
+        }
     };
     let prompt = match arguments.start.strip_prefix("FILE:") {
         Some(path) => fs::read_to_string(path).map_err(Error::read(Path::new(path)))?,

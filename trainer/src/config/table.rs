@@ -78,7 +78,8 @@ keys! {
         always_save_checkpoint: bool = true,
             "save a checkpoint after every evaluation, not only after one that improves";
         init_from: String = "scratch".into(),
-            "where the weights come from; auto resumes if out_dir holds a checkpoint";
+            "where the weights come from; auto resumes if out_dir holds a checkpoint; a folder or \
+             OWNER/NAME is a GPT-2 of Hugging Face";
         wandb_log: bool = false,
             "no effect: events.jsonl holds the metrics";
         wandb_project: String = "owt".into(),
@@ -144,6 +145,8 @@ keys! {
              --batch_size=auto says so";
         vocab_size: usize = 0,
             "tokens in the vocabulary; 0 means as the dataset says";
+        gelu: String = "erf".into(),
+            "form of GELU: erf, nanoGPT's exact one, or tanh, GPT-2's";
         sampling: String = "random".into(),
             "training windows: random ones, or every one once an epoch";
         checkpoint_interval: u64 = 0,

@@ -17,10 +17,13 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
             "gpt2-medium",
             "gpt2-large",
             "gpt2-xl",
+            "./FOLDER",
+            "OWNER/NAME",
         ],
     ),
     ("device", &["auto", "cpu", "cuda", "cuda:N", "mps"]),
     ("dtype", &["auto", "float32", "bfloat16", "float16"]),
+    ("gelu", &["erf", "tanh"]),
     ("sampling", &["random", "epoch"]),
     ("on_divergence", &["stop", "rollback"]),
     ("engine", &["auto", "fused", "candle"]),
@@ -56,15 +59,9 @@ impl Config {
         }
     }
 
-    /// What a valid config asks for that this build cannot do, a line each.
-    pub fn check_supported(&self) -> Vec<String> {
-        if self.init_from.starts_with("gpt2") {
-            let init_from = &self.init_from;
-            return vec![format!(
-                "init_from={init_from}: this build cannot import GPT-2 weights"
-            )];
-        }
-        Vec::new()
+    /// Whether the run begins with the weights of another model.
+    pub fn is_pretrained(&self) -> bool {
+        !["scratch", "resume", "auto"].contains(&self.init_from.as_str())
     }
 
     /// Every rule that this config breaks.
@@ -109,8 +106,10 @@ impl Rules<'_> {
                     .is_some_and(|n| !n.starts_with('+') && n.parse::<u16>().is_ok());
             let is_emulator = cfg!(feature = "emulator") && key == "device" && value == "emulator";
             let known = is_emulator || words.contains(&&*value) && value != "cuda:N";
+            // A folder or a repository of the hub; whether it is there is not looked at here.
+            let is_place = key == "init_from" && value.contains('/');
             let expected = format!("one of {}", words.join(", "));
-            self.require(known || is_numbered_gpu, key, &expected);
+            self.require(known || is_numbered_gpu || is_place, key, &expected);
         }
         self.require(
             !config.out_dir.as_os_str().is_empty(),

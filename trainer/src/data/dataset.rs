@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::token_file::TokenFile;
 use crate::error::{Error, Result};
+use crate::tokenizer::{META, Tokenizer};
 
 pub const INFO: &str = "dataset.json";
 pub const TRAIN: &str = "train.bin";
@@ -173,12 +174,14 @@ fn infer_info(dir: &Path) -> Result<DatasetInfo> {
         ("char", char_vocab_size(&dir.join(VOCAB), &bytes)?)
     } else if let Some(bytes) = read_if_present(&dir.join(TOKENIZER))? {
         ("json", json_vocab_size(&dir.join(TOKENIZER), &bytes)?)
-    } else if dir.join("meta.pkl").exists() {
-        return Err(Error::Data(format!(
-            "{}: a character vocabulary in a Python pickle (meta.pkl) cannot be read, expected \
-             {VOCAB}\nhint: prepare the text itself: `trainer prepare input.txt --tokenizer char`",
-            dir.display()
-        )));
+    } else if dir.join(META).exists() {
+        let tokenizer = Tokenizer::from_meta(&dir.join(META)).map_err(|error| {
+            Error::Data(format!(
+                "{error}\nhint: prepare the text itself: `trainer prepare input.txt --tokenizer \
+                 char`"
+            ))
+        })?;
+        ("char", tokenizer.vocab_size())
     } else {
         ("gpt2", GPT2_VOCAB_SIZE)
     };
@@ -241,6 +244,10 @@ fn fingerprint(dir: &Path, info: &DatasetInfo, train: &TokenFile) -> Result<Stri
     part(info.source_sha256.as_bytes());
     for name in [VOCAB, TOKENIZER] {
         part(&read_if_present(&dir.join(name))?.unwrap_or_default());
+    }
+    // Only where it is what counts: folders without one keep the fingerprint that they had.
+    if info.tokenizer == "char" && !dir.join(VOCAB).exists() {
+        part(&read_if_present(&dir.join(META))?.unwrap_or_default());
     }
     let mut ends = vec![0; FINGERPRINT_TOKENS.min(train.len())];
     for start in [0, train.len() - ends.len()] {

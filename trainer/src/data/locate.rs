@@ -131,7 +131,7 @@ impl Places {
     }
 
     /// Folders that may hold the dataset `name` prepared, in the order of preference.
-    fn prepared(&self, name: &str) -> Vec<PathBuf> {
+    pub(crate) fn prepared(&self, name: &str) -> Vec<PathBuf> {
         let mut dirs = vec![self.root.join(name)];
         if self.is_root_given {
             dirs.push(self.root.clone());

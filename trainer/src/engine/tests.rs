@@ -75,6 +75,7 @@ fn gpt2() -> ModelConfig {
         block_size: 1024,
         vocab_size: 50304,
         bias: false,
+        gelu: crate::model::Gelu::Erf,
     }
 }
 

@@ -10,6 +10,7 @@ fn shakespeare_char() -> ModelConfig {
         block_size: 256,
         vocab_size: 65,
         bias: false,
+        gelu: Gelu::Erf,
     }
 }
 
@@ -37,6 +38,7 @@ fn counts_are_those_that_nanogpt_prints() {
         block_size: 1024,
         vocab_size: 50304,
         bias: false,
+        gelu: Gelu::Erf,
     };
     assert_eq!(gpt2.parameter_count(), 124_373_760);
     assert_eq!(

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pickle::{Pickle, Value};
 use crate::{Error, Result};
 
 /// Marks a character that the vocabulary lacks in [`CharTokenizer::ids`].
@@ -75,6 +76,35 @@ impl CharTokenizer {
             }
         };
         Self::new(file.chars.iter().map(single).collect::<Result<_>>()?)
+    }
+
+    /// Reads nanoGPT's `meta.pkl`: a dictionary whose `itos` gives each id its character.
+    pub(super) fn from_meta(bytes: &[u8]) -> Result<Self> {
+        let fault = |what: &str| Error::Data(format!("not a vocabulary of characters: {what}"));
+        let pickle = Pickle::parse(bytes, &[]).map_err(|what| fault(&what))?;
+        let itos = pickle.entry(pickle.root(), "itos");
+        let Some(Value::Dict(entries)) = itos.map(|itos| pickle.get(itos)) else {
+            return Err(fault("expected the dictionary `itos`, got none"));
+        };
+        let mut chars = vec![None; entries.len()];
+        for (id, text) in entries {
+            let (Value::Int(id), Value::Text(text)) = (pickle.get(*id), pickle.get(*text)) else {
+                return Err(fault("itos: expected ids and their characters"));
+            };
+            let slot = usize::try_from(*id).ok().and_then(|id| chars.get_mut(id));
+            let mut of_text = text.chars();
+            match (slot, of_text.next(), of_text.next()) {
+                (Some(slot), Some(char), None) => *slot = Some(char),
+                _ => {
+                    return Err(fault(&format!(
+                        "itos: expected ids below {} of one character each, got {text:?} for {id}",
+                        entries.len()
+                    )));
+                }
+            }
+        }
+        let chars: Option<Vec<char>> = chars.into_iter().collect();
+        Self::new(chars.ok_or_else(|| fault("itos: an id occurs twice"))?)
     }
 
     /// The text of `vocab.json`.

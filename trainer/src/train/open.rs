@@ -16,8 +16,9 @@ use crate::config::{Config, Resolved};
 use crate::data::{self, Dataset, Loader, Sampling};
 use crate::engine;
 use crate::error::{Error, Result};
+use crate::interop::{self, Imported};
 use crate::metrics::{Metrics, Scale};
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 use crate::signals::Signals;
 use crate::tokenizer::Tokenizer;
 
@@ -134,6 +135,14 @@ impl<'a> Trainer<'a> {
             metrics.warning(note);
         }
         metrics.phase(Phase::Preparing);
+        let begins_with = if resolved.config.is_pretrained() && !resume {
+            Some(pretrained(resolved, metrics)?)
+        } else {
+            None
+        };
+        let resolved = begins_with
+            .as_ref()
+            .map_or(resolved, |(adapted, _)| adapted);
         let (dataset, tokenizer) = open_data(&resolved.config, metrics)?;
         startup.done("data");
         metrics.phase(Phase::Loading);
@@ -146,6 +155,10 @@ impl<'a> Trainer<'a> {
         startup.done("engine");
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
+        if let Some((_, imported)) = &begins_with {
+            engine.load_state(&imported.engine)?;
+            startup.done("weights");
+        }
         if resume {
             let loaded = load_newest(&run, metrics)?.expect("claimed for its checkpoint");
             checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
@@ -156,6 +169,8 @@ impl<'a> Trainer<'a> {
                 seed: state.seed,
                 trainer_version: state.trainer_version,
                 config: state.config,
+                // One that was imported does not know its dataset.
+                dataset: state.dataset,
                 ..loaded.state
             };
             startup.done("checkpoint");
@@ -205,6 +220,34 @@ impl<'a> Trainer<'a> {
         self.signals.training_begins();
         self.metrics.phase(Phase::Training);
     }
+}
+
+/// The model that `init_from` names, and the config with its shape: as in nanoGPT, only
+/// `block_size` may be smaller than the model's.
+fn pretrained(resolved: &Resolved, metrics: &mut Metrics) -> Result<(Resolved, Imported)> {
+    let bar = metrics.prepare_bar();
+    let (folder, mut imported) =
+        interop::pretrained(&resolved.config.init_from, &|p| bar.update(p))?;
+    drop(bar);
+    metrics.note(&format!("pretrained weights: {}", folder.display()));
+    let mut adapted = resolved.clone();
+    let config = &mut adapted.config;
+    if config.block_size > imported.model.block_size {
+        metrics.warning(&format!(
+            "block_size={}: the model has {} positions, and they are what it gets",
+            config.block_size, imported.model.block_size
+        ));
+        config.block_size = imported.model.block_size;
+    }
+    imported.crop(config.block_size);
+    let model = &imported.model;
+    config.n_layer = model.n_layer;
+    config.n_head = model.n_head;
+    config.n_embd = model.n_embd;
+    config.vocab_size = model.vocab_size;
+    config.bias = model.bias;
+    model.gelu.name().clone_into(&mut config.gelu);
+    Ok((adapted, imported))
 }
 
 fn scale(config: &Config, model: &ModelConfig, engine: &dyn engine::Engine) -> Result<Scale> {
@@ -279,9 +322,13 @@ fn model_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
         0 => tokenizer.padded_vocab_size(),
         n if n >= tokenizer.vocab_size() => n,
         n => {
+            let hint = if config.is_pretrained() {
+                "a pretrained model goes on with data of its own tokenizer"
+            } else {
+                "leave it at 0 to take the dataset's"
+            };
             return Err(Error::config(format!(
-                "vocab_size={n} is smaller than the tokenizer's {}\n\
-                 hint: leave it at 0 to take the dataset's",
+                "vocab_size={n} is smaller than the tokenizer's {}\nhint: {hint}",
                 tokenizer.vocab_size()
             )));
         }
@@ -293,6 +340,7 @@ fn model_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfig> {
         block_size: config.block_size,
         vocab_size,
         bias: config.bias,
+        gelu: Gelu::of(&config.gelu),
     })
 }
 

@@ -41,6 +41,9 @@ pub(super) fn start(trainer: &Trainer<'_>, resolved: &Resolved) -> Vec<String> {
                 trainer.run.root().display()
             )
         }
+        None if config.is_pretrained() => {
+            format!("Initializing from GPT-2 weights: {}", config.init_from)
+        }
         None => "Initializing a new model from scratch".to_owned(),
     });
     lines.push(format!(

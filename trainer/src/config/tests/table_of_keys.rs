@@ -82,9 +82,12 @@ fn help_lists_every_key_within_its_width() {
                                                                evaluation, not only after one that
                                                                improves
           --init_from                    str    "scratch"      where the weights come from; auto
-                                                               resumes if out_dir holds a checkpoint
-                                                               (scratch, resume, auto, gpt2,
-                                                               gpt2-medium, gpt2-large, gpt2-xl)
+                                                               resumes if out_dir holds a
+                                                               checkpoint; a folder or OWNER/NAME is
+                                                               a GPT-2 of Hugging Face (scratch,
+                                                               resume, auto, gpt2, gpt2-medium,
+                                                               gpt2-large, gpt2-xl, ./FOLDER,
+                                                               OWNER/NAME)
           --wandb_log                    bool   false          no effect: events.jsonl holds the
                                                                metrics
           --wandb_project                str    "owt"          no effect, see wandb_log
@@ -141,6 +144,8 @@ fn help_lists_every_key_within_its_width() {
                                                                --batch_size=auto says so
           --vocab_size                   int    0              tokens in the vocabulary; 0 means as
                                                                the dataset says
+          --gelu                         str    "erf"          form of GELU: erf, nanoGPT's exact
+                                                               one, or tanh, GPT-2's (erf, tanh)
           --sampling                     str    "random"       training windows: random ones, or
                                                                every one once an epoch (random,
                                                                epoch)

@@ -116,13 +116,18 @@ fn a_constant_learning_rate_needs_no_schedule() {
 }
 
 #[test]
-fn gpt2_weights_cannot_be_imported_and_the_fault_says_so() {
-    for init_from in ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] {
-        assert_eq!(
-            faults(None, &["--init_from", init_from]),
-            format!("init_from={init_from}: this build cannot import GPT-2 weights")
-        );
+fn weights_may_come_from_a_name_a_folder_or_a_repository() {
+    for (init_from, is_pretrained) in [
+        ("gpt2-xl", true),
+        ("./models/mine", true),
+        ("openai-community/gpt2", true),
+        ("scratch", false),
+        ("auto", false),
+    ] {
+        let config = over_defaults(&[&format!("--init_from={init_from}")]);
+        assert_eq!(config.is_pretrained(), is_pretrained, "{init_from}");
     }
+    assert!(faults(None, &["--init_from", "gtp2"]).contains("init_from: expected one of scratch"));
 }
 
 #[test]

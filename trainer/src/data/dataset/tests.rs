@@ -107,16 +107,34 @@ fn a_folder_without_description_takes_its_tokenizer_s_vocabulary() {
 }
 
 #[test]
-fn a_pickled_vocabulary_is_refused_rather_than_taken_for_gpt2() {
+fn a_pickled_vocabulary_is_read_and_never_taken_for_gpt2() {
     let folder = letters();
     fs::remove_file(folder.path().join(INFO)).unwrap();
     fs::remove_file(folder.path().join(VOCAB)).unwrap();
-    fs::write(folder.path().join("meta.pkl"), [0x80, 4]).unwrap();
-    let message = refusal(folder.path());
-    assert!(
-        message.contains("meta.pkl") && message.contains("hint: "),
-        "{message}"
+    let meta = folder.path().join(META);
+    // `pickle.dumps({"itos": {0: "a", 1: "b", 2: "\n"}}, 4)`.
+    let pickle = b"\x80\x04\x95\x1f\0\0\0\0\0\0\0}\x94\x8c\x04itos\x94}\x94(K\0\x8c\x01a\x94K\x01\
+        \x8c\x01b\x94K\x02\x8c\x01\n\x94us.";
+    fs::write(&meta, pickle).unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    assert_eq!(
+        (dataset.info.tokenizer.as_str(), dataset.info.vocab_size),
+        ("char", 3)
     );
+    let tokenizer = Tokenizer::load(folder.path()).unwrap().unwrap();
+    assert_eq!(tokenizer.encode("\nab").unwrap(), [2, 0, 1]);
+    let other = [&pickle[..pickle.len() - 5], b"c\x94us."].concat();
+    fs::write(&meta, other).unwrap();
+    let changed = Dataset::open(folder.path()).unwrap();
+    assert_ne!(changed.fingerprint(), dataset.fingerprint());
+    for damaged in [&[0x80, 4][..], b"cposix\nsystem\nX\x02\0\0\0ls\x85R."] {
+        fs::write(&meta, damaged).unwrap();
+        let message = refusal(folder.path());
+        assert!(
+            message.contains("meta.pkl") && message.contains("hint: "),
+            "{message}"
+        );
+    }
 }
 
 #[test]

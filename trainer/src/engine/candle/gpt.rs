@@ -1,4 +1,4 @@
-//! The GPT of nanoGPT in candle: pre-LayerNorm blocks, learned positions, tied head, exact GELU.
+//! The GPT of nanoGPT in candle: pre-LayerNorm blocks, learned positions, tied head, GELU.
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Embedding, Linear, Module, ops};
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::engine::MicroStep;
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 use crate::philox::Philox;
 
 /// PyTorch's default, which nanoGPT keeps.
@@ -14,6 +14,7 @@ const LAYER_NORM_EPS: f64 = 1e-5;
 
 pub(super) struct Gpt {
     n_head: usize,
+    gelu: Gelu,
     wte: Tensor, // (V, C), also the head
     wpe: Tensor, // (block_size, C)
     blocks: Vec<Block>,
@@ -64,6 +65,7 @@ impl Gpt {
         let ln_f = norm(module(model.bias));
         Ok(Self {
             n_head: model.n_head,
+            gelu: model.gelu,
             wte,
             wpe,
             blocks,
@@ -99,7 +101,11 @@ impl Gpt {
                 cached,
             )?;
             x = (x + Dropout::apply(dropout, y, places + 1)?)?;
-            let y = block.c_fc.forward(&block.ln_2.forward(&x)?)?.gelu_erf()?; // (B, T, 4C)
+            let y = block.c_fc.forward(&block.ln_2.forward(&x)?)?;
+            let y = match self.gelu {
+                Gelu::Erf => y.gelu_erf()?,
+                Gelu::Tanh => y.gelu()?,
+            }; // (B, T, 4C)
             let y = block.mlp_c_proj.forward(&y)?;
             x = (x + Dropout::apply(dropout, y, places + 2)?)?;
         }

@@ -127,7 +127,14 @@ impl Decoder {
             weights.linear(&mut out, &attention, module(Part::AttnCProj), Some(&x));
             weights.norm(&mut normed, &out, module(Part::Ln2));
             let (weight, bias, dims) = weights.module(module(Part::CFc));
-            matmul::cpu::forward_gelu_alone(&mut act, &normed, weight, bias, dims);
+            matmul::cpu::forward_gelu_alone(
+                weights.model.gelu.form(),
+                &mut act,
+                &normed,
+                weight,
+                bias,
+                dims,
+            );
             weights.linear(&mut x, &act, module(Part::MlpCProj), Some(&out));
         }
         weights.norm(&mut normed, &x, Module::ln_f(weights.model));

@@ -9,7 +9,7 @@ use kernels::{attention, cross_entropy, dropout, embedding, gelu, layernorm, mat
 use super::awake::in_pool;
 use crate::engine::Profile;
 use crate::engine::plan::{BufferId, Layout, Module, Op, Plan};
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 use crate::philox::Philox;
 
 /// What a plan runs on besides the arena and the gradients.
@@ -145,12 +145,13 @@ impl Context<'_> {
             } => {
                 let (weight, bias) = self.weights(*module);
                 let dims = self.dims(*module);
+                let form = self.plan.model.gelu.form();
                 if pre == out {
                     let [out, x] = self.slices(arena, [*out, *x]);
-                    matmul::cpu::forward_gelu_alone(out, x, weight, bias, dims);
+                    matmul::cpu::forward_gelu_alone(form, out, x, weight, bias, dims);
                 } else {
                     let [pre, out, x] = self.slices(arena, [*pre, *out, *x]);
-                    matmul::cpu::forward_gelu(pre, out, x, weight, bias, dims);
+                    matmul::cpu::forward_gelu(form, pre, out, x, weight, bias, dims);
                 }
             }
             Op::Attention {
@@ -165,7 +166,10 @@ impl Context<'_> {
             }
             Op::Gelu { out, pre } => {
                 let [out, pre] = self.slices(arena, [*out, *pre]);
-                gelu::cpu::forward(out, pre);
+                match self.plan.model.gelu {
+                    Gelu::Erf => gelu::cpu::forward(out, pre),
+                    Gelu::Tanh => gelu::cpu::forward_tanh(out, pre),
+                }
             }
             Op::Head { logits, x, rows } => {
                 let [logits, x] = self.slices(arena, [*logits, *x]);
@@ -225,7 +229,8 @@ impl Context<'_> {
             } => {
                 let [dpre, dout, pre] = self.slices(arena, [*dpre, *dout, *pre]);
                 let (weight, _) = self.weights(*module);
-                matmul::cpu::backward_input_gelu(dpre, dout, weight, pre, self.dims(*module));
+                let (form, dims) = (self.plan.model.gelu.form(), self.dims(*module));
+                matmul::cpu::backward_input_gelu(form, dpre, dout, weight, pre, dims);
             }
             Op::LinearBackwardWeight { dout, x, module } => {
                 let [dout, x] = self.slices(arena, [*dout, *x]);

@@ -11,6 +11,7 @@ fn engine() -> CpuEngine {
         block_size: 16,
         vocab_size: 50,
         bias: true,
+        gelu: crate::model::Gelu::Erf,
     };
     let hyper = Hyperparameters {
         dropout: 0.1,

@@ -3,10 +3,11 @@
 
 use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
 use kernels::decode::cuda::{self as decode, CacheDims, Linear};
+use kernels::gelu;
 
 use super::memory::{Parameters, Precision, cache_dims, padded_vocab_size};
 use crate::engine::plan::{Module, Part};
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 
 /// The sequence seen last, and what is known of it.
 pub(super) struct Decoder<T> {
@@ -29,6 +30,8 @@ struct Buffers<T> {
     middle: Buffer<T>,    // (C)
     qkv: Buffer<T>,       // (3C)
     attention: Buffer<T>, // (C)
+    /// What GELU with tanh, which is an operation of its own, is taken of.
+    pre: Option<Buffer<T>>, // (4C)
     act: Buffer<T>,       // (4C)
 }
 
@@ -52,6 +55,10 @@ impl<T: Precision> Decoder<T> {
                 middle: device.alloc(c)?,
                 qkv: device.alloc(3 * c)?,
                 attention: device.alloc(c)?,
+                pre: match model.gelu {
+                    Gelu::Erf => None,
+                    Gelu::Tanh => Some(device.alloc(4 * c)?),
+                },
                 act: device.alloc(4 * c)?,
             },
             logits: device.alloc(padded)?,
@@ -127,6 +134,7 @@ impl<T: Precision> Decoder<T> {
             middle,
             qkv,
             attention,
+            pre,
             act,
         } = &mut self.buffers;
         let [wte, wpe] = parameters.embeddings();
@@ -140,7 +148,13 @@ impl<T: Precision> Decoder<T> {
             let c_proj = of(Part::AttnCProj);
             decode::linear(stream, middle, attention, linear(&c_proj, None, Some(x)))?;
             let (ln_2, c_fc) = (of(Part::Ln2), of(Part::CFc));
-            decode::linear_gelu(stream, act, middle, linear(&c_fc, Some(&ln_2), None))?;
+            let c_fc = linear(&c_fc, Some(&ln_2), None);
+            if let Some(pre) = pre {
+                decode::linear(stream, pre, middle, c_fc)?;
+                gelu::cuda::forward_tanh(stream, act, pre)?;
+            } else {
+                decode::linear_gelu(stream, act, middle, c_fc)?;
+            }
             let c_proj = of(Part::MlpCProj);
             decode::linear(stream, x, act, linear(&c_proj, None, Some(middle)))?;
         }

@@ -4,16 +4,14 @@ use std::ops::Range;
 
 use kernels::cuda::{Buffer, CudaError, Stream};
 use kernels::dropout::Dropout;
-use kernels::matmul::cuda::{Form, Write};
+use kernels::matmul::cuda::Write;
 use kernels::{attention, cross_entropy, dropout, embedding, gelu, layernorm, matmul};
 
 use super::hazards::Streams;
 use super::memory::{Parameters, Precision, Workspace};
 use crate::engine::plan::{BufferId, Module, Normed, Op, ParameterId, Plan};
+use crate::model::Gelu;
 use crate::philox::Philox;
-
-/// nanoGPT's GELU.
-const GELU: Form = Form::Erf;
 
 /// What a plan runs on.
 pub(super) struct Context<'a, T> {
@@ -136,7 +134,8 @@ impl<T: Precision> Context<'_, T> {
                 let mut kept = (pre != out).then(|| self.buffer(*pre));
                 let (mut out, x) = (self.buffer(*out), self.buffer(*x));
                 let (pre, bias, dims) = (kept.as_mut(), bias.as_ref(), self.dims(*module));
-                matmul::cuda::forward_gelu(stream, GELU, pre, &mut out, &x, &weight, bias, dims)
+                let form = self.plan.model.gelu.form();
+                matmul::cuda::forward_gelu(stream, form, pre, &mut out, &x, &weight, bias, dims)
             }
             Op::Attention {
                 out,
@@ -151,7 +150,11 @@ impl<T: Precision> Context<'_, T> {
                 attention::cuda::forward(stream, &mut out, &mut lse, &qkv, dims, drop)
             }
             Op::Gelu { out, pre } => {
-                gelu::cuda::forward(stream, &mut self.buffer::<T>(*out), &self.buffer(*pre))
+                let (mut out, pre) = (self.buffer::<T>(*out), self.buffer(*pre));
+                match self.plan.model.gelu {
+                    Gelu::Erf => gelu::cuda::forward(stream, &mut out, &pre),
+                    Gelu::Tanh => gelu::cuda::forward_tanh(stream, &mut out, &pre),
+                }
             }
             Op::Head { logits, x, rows } => {
                 let dims = self.head_dims(rows.len());
@@ -250,9 +253,9 @@ impl<T: Precision> Context<'_, T> {
             } => {
                 let (mut dpre, dout) = (self.buffer::<T>(*dpre), self.buffer(*dout));
                 let ((weight, _), dims) = (self.weights(*module), self.dims(*module));
-                let pre = self.buffer(*pre);
+                let (pre, form) = (self.buffer(*pre), self.plan.model.gelu.form());
                 matmul::cuda::backward_input_gelu(
-                    stream, GELU, &mut dpre, &dout, &weight, &pre, dims,
+                    stream, form, &mut dpre, &dout, &weight, &pre, dims,
                 )
             }
             Op::LinearBackwardWeight { dout, x, module } => {

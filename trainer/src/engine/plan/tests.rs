@@ -10,6 +10,7 @@ fn model(bias: bool) -> ModelConfig {
         block_size: 8,
         vocab_size: 33,
         bias,
+        gelu: crate::model::Gelu::Erf,
     }
 }
 

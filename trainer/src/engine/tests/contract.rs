@@ -10,6 +10,7 @@ fn model() -> ModelConfig {
         block_size: 8,
         vocab_size: 11,
         bias: true,
+        gelu: crate::model::Gelu::Erf,
     }
 }
 

@@ -15,6 +15,7 @@ fn model(odd: bool) -> ModelConfig {
         block_size: 24,
         vocab_size: if odd { 61 } else { 128 },
         bias: odd,
+        gelu: crate::model::Gelu::of(if odd { "tanh" } else { "erf" }),
     }
 }
 

@@ -70,6 +70,7 @@ impl Golden {
             block_size: size("block_size"),
             vocab_size: size("vocab_size"),
             bias: expected["model"]["bias"].as_bool().unwrap(),
+            gelu: crate::model::Gelu::Erf,
         };
         let mut words = Vec::new();
         for (key, value) in expected["optimizer"].as_object().unwrap() {
