@@ -7,6 +7,7 @@ mod resume;
 mod signals;
 mod bad_input;
 mod sample;
+mod interop;
 mod bucket;
 mod proxy;
 mod machine;
