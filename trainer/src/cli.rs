@@ -7,6 +7,7 @@ mod evaluate;
 mod export;
 mod import;
 mod info;
+mod plot;
 mod prepare;
 mod sample;
 
@@ -48,7 +49,11 @@ enum Command {
     /// Make a checkpoint of nanoGPT's (ckpt.pt) or a GPT-2 of Hugging Face one of ours.
     #[command(args_override_self = true)]
     Import(import::Arguments),
-    /// Write a checkpoint as a folder that Hugging Face's transformers loads.
+    /// Draw the losses of runs over their steps, as SVG.
+    #[command(args_override_self = true)]
+    Plot(plot::Arguments),
+    /// Write a checkpoint as Hugging Face's transformers loads it, or what a run has measured for
+    /// TensorBoard or as CSV.
     #[command(args_override_self = true)]
     Export(export::Arguments),
     /// Show everything that a run, a checkpoint or a foreign model knows.
@@ -109,6 +114,7 @@ pub fn run(arguments: Vec<String>, started: Instant) -> Result<ExitCode> {
         Ok(Command::Import(arguments)) => import::run(&arguments),
         Ok(Command::Export(arguments)) => export::run(&arguments),
         Ok(Command::Info(arguments)) => info::run(&arguments),
+        Ok(Command::Plot(arguments)) => plot::run(&arguments),
         Ok(Command::Sample(arguments)) => sample::run(&arguments),
         Ok(Command::Eval(words)) => evaluate::run(words, started),
         Ok(Command::Bench(words)) => bench::run(words, started),

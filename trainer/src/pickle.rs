@@ -144,19 +144,7 @@ impl<'a> Machine<'a> {
                 let float = f64::from_be_bytes(self.array()?);
                 self.push(Value::Float(float))?;
             }
-            // BINUNICODE, SHORT_BINUNICODE, BINUNICODE8
-            b'X' => {
-                let len = u32::from_le_bytes(self.array()?);
-                self.text(len.into())?;
-            }
-            0x8c => {
-                let len = self.byte()?;
-                self.text(len.into())?;
-            }
-            0x8d => {
-                let len = u64::from_le_bytes(self.array()?);
-                self.text(len)?;
-            }
+            opcode @ (b'X' | 0x8c | 0x8d) => self.text(opcode)?,
             // MARK, POP, POP_MARK
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
@@ -207,7 +195,13 @@ impl<'a> Machine<'a> {
         self.push(Value::Int(i64::from_le_bytes(whole)))
     }
 
-    fn text(&mut self, len: u64) -> Result<(), String> {
+    /// BINUNICODE, SHORT_BINUNICODE, BINUNICODE8.
+    fn text(&mut self, opcode: u8) -> Result<(), String> {
+        let len = match opcode {
+            b'X' => u32::from_le_bytes(self.array()?).into(),
+            0x8c => self.byte()?.into(),
+            _ => u64::from_le_bytes(self.array()?),
+        };
         let bytes = self.take(usize::try_from(len).unwrap_or(usize::MAX))?;
         let text = std::str::from_utf8(bytes).map_err(|_| "a text that is not UTF-8".to_owned())?;
         self.push(Value::Text(text.to_owned()))

@@ -1,13 +1,15 @@
 //! `trainer export`: a checkpoint as a folder of another program's format.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::{ExitCode, RunDir};
 
 use super::{load_model, print};
-use crate::checkpoint;
-use crate::error::Result;
-use crate::interop::export;
+use crate::checkpoint::{self, atomic_write};
+use crate::error::{Error, Result};
+use crate::interop::history::History;
+use crate::interop::{export, tensorboard};
 use crate::machine::human_count;
 use crate::tokenizer::Tokenizer;
 
@@ -15,10 +17,11 @@ use crate::tokenizer::Tokenizer;
 pub(super) struct Arguments {
     /// Run directory, or one checkpoint in it.
     source: PathBuf,
-    /// Folder to write.
+    /// Folder to write; with csv the file.
     folder: PathBuf,
-    /// What reads it: hf is Hugging Face's transformers.
-    #[arg(long, default_value = "hf", value_parser = ["hf"])]
+    /// What reads it: hf is Hugging Face's transformers; tensorboard and csv are what the run
+    /// has measured.
+    #[arg(long, default_value = "hf", value_parser = ["hf", "tensorboard", "csv"])]
     format: String,
     /// Of a run directory: best, latest, or a step.
     #[arg(long, default_value = "best")]
@@ -27,6 +30,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Arguments { source, folder, .. } = arguments;
+    if arguments.format != "hf" {
+        return measurements(arguments);
+    }
     let loaded = if source.join(RunDir::MANIFEST).exists() {
         checkpoint::load_model_only(source)?
     } else {
@@ -50,6 +56,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     lines.push(reading(folder));
     print(&lines.join("\n"))
+}
+
+/// What a run has measured.
+fn measurements(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { source, folder, .. } = arguments;
+    let run = RunDir::new(source);
+    let history = History::read(&run)?;
+    let written = if arguments.format == "csv" {
+        atomic_write(folder, history.csv().as_bytes())?;
+        folder.clone()
+    } else {
+        let config = run.config();
+        let text = fs::read_to_string(&config).map_err(Error::read(&config))?;
+        tensorboard::write(&history, &text, folder)?
+    };
+    print(&format!(
+        "{}: {} iterations, {} evaluations",
+        written.display(),
+        history.steps.len(),
+        history.evaluations.len()
+    ))
 }
 
 /// How Python reads it.

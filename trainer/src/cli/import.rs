@@ -31,8 +31,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     meta: Option<PathBuf>,
     /// Folder of the datasets, where meta.pkl is looked for.
-    #[arg(long = "data_dir", alias = "data-dir", default_value = "")]
-    data_dir: PathBuf,
+    #[arg(long = "data_dir", alias = "data-dir")]
+    data_dir: Option<PathBuf>,
     /// The model without its optimizer, at step 0.
     #[arg(long = "weights_only", alias = "weights-only")]
     weights_only: bool,
@@ -46,7 +46,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let of_nanogpt = [source, &inside].into_iter().find(|path| path.is_file());
     let (path, imported, mut found) = if let Some(path) = of_nanogpt {
         let imported = nanogpt::read(path, arguments.weights_only)?;
-        let found = tokenizer(path, &imported, &arguments.data_dir)?;
+        let data_dir = arguments.data_dir.as_deref().unwrap_or(Path::new(""));
+        let found = tokenizer(path, &imported, data_dir)?;
         (path.clone(), imported, found)
     } else {
         let (folder, imported) = from_hugging_face(source)?;

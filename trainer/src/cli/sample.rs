@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use protocol::{ExitCode, RunDir};
 
 use super::load_model;
+use crate::checkpoint::Loaded;
 use crate::config::Config;
 use crate::engine::{self, Place};
 use crate::error::{Error, Result};
@@ -68,21 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     machine::configure(machine::threads(arguments.threads));
     let run = RunDir::new(&arguments.out_dir);
     let loaded = load_model(&run, &arguments.checkpoint)?;
-    let tokenizer = match &loaded.tokenizer {
-        Some((name, bytes)) => Tokenizer::from_bytes(name, bytes)?,
-        None => {
-            let gpt2 = Tokenizer::gpt2()?;
-            let vocab_size = loaded.state.model.vocab_size;
-            if vocab_size < gpt2.vocab_size() {
-                return Err(Error::Data(format!(
-                    "the checkpoint carries no tokenizer, and its vocabulary of {vocab_size} is \
-                     not GPT-2's\n\
-                     hint: train on its dataset for a step, or import it with --meta=meta.pkl"
-                )));
-            }
-            gpt2
-        }
-    };
+    let tokenizer = tokenizer(&loaded)?;
     let prompt = match arguments.start.strip_prefix("FILE:") {
         Some(path) => fs::read_to_string(path).map_err(Error::read(Path::new(path)))?,
         None => arguments.start.clone(),
@@ -132,6 +119,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::Finished)
+}
+
+/// The checkpoint's own tokenizer; GPT-2's where it carries none and the vocabulary is as large.
+fn tokenizer(loaded: &Loaded) -> Result<Tokenizer> {
+    if let Some((name, bytes)) = &loaded.tokenizer {
+        return Tokenizer::from_bytes(name, bytes);
+    }
+    let gpt2 = Tokenizer::gpt2()?;
+    let vocab_size = loaded.state.model.vocab_size;
+    if vocab_size < gpt2.vocab_size() {
+        return Err(Error::Data(format!(
+            "the checkpoint carries no tokenizer, and its vocabulary of {vocab_size} is not GPT-2's\n\
+             hint: train on its dataset for a step, or import it with --meta=meta.pkl"
+        )));
+    }
+    Ok(gpt2)
 }
 
 /// All faults of the options at once.

@@ -43,62 +43,15 @@ const SIZE_MAX: u64 = 1 << 31;
 pub fn read(folder: &Path) -> Result<Imported> {
     let model = model_config(&folder.join(CONFIG))?;
     let mut parameters: BTreeMap<String, NamedTensor> = BTreeMap::new();
-    let mut head = None;
     let expected: BTreeMap<String, Vec<usize>> = model
         .parameters()
         .into_iter()
         .map(|Parameter { name, shape, .. }| (name, shape))
         .collect();
     for path in weight_files(folder)? {
-        let file = File::open(&path).map_err(Error::read(&path))?;
-        #[expect(unsafe_code, reason = "a file of gigabytes is mapped, not copied")]
-        // SAFETY: the mapping is read only; what another process does to the file meanwhile can
-        // change numbers, which are all that is read from it.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::read(&path))?;
-        let fault = |what: String| Error::Data(format!("{}: {what}", path.display()));
-        let tensors = SafeTensors::deserialize(&map).map_err(|error| fault(error.to_string()))?;
-        for (name, view) in tensors.iter() {
-            if is_mask(name) {
-                continue;
-            }
-            let ours = if name == HEAD || name.starts_with(PREFIX) {
-                name.to_owned()
-            } else {
-                format!("{PREFIX}{name}")
-            };
-            let wanted = if ours == HEAD { TOKEN_EMBEDDING } else { &ours };
-            let Some(shape) = expected.get(wanted) else {
-                return Err(fault(format!("tensor {name} is none of GPT-2's")));
-            };
-            let is_transposed = TRANSPOSED.iter().any(|end| ours.ends_with(end));
-            let mut stored = shape.clone();
-            if is_transposed {
-                stored.reverse();
-            }
-            if view.shape() != stored {
-                return Err(fault(format!(
-                    "tensor {name}: expected shape {stored:?}, got {:?}",
-                    view.shape()
-                )));
-            }
-            let data = widened(view.dtype(), view.data())
-                .ok_or_else(|| fault(format!("tensor {name}: a dtype of {:?}", view.dtype())))?;
-            let tensor = NamedTensor {
-                data: if is_transposed {
-                    transposed(&data, shape)
-                } else {
-                    data
-                },
-                shape: shape.clone(),
-                name: ours.clone(),
-            };
-            if ours == HEAD {
-                head = Some(tensor);
-            } else if parameters.insert(ours, tensor).is_some() {
-                return Err(fault(format!("tensor {name} occurs twice")));
-            }
-        }
+        read_file(&path, &expected, &mut parameters)?;
     }
+    let head = parameters.remove(HEAD);
     let mut ordered = Vec::new();
     for Parameter { name, .. } in model.parameters() {
         let Some(tensor) = parameters.remove(&name) else {
@@ -126,6 +79,56 @@ pub fn read(folder: &Path) -> Result<Imported> {
         val_loss: None,
         notes: Vec::new(),
     })
+}
+
+/// Adds the tensors of one file, under our names and in our layout.
+fn read_file(
+    path: &Path,
+    expected: &BTreeMap<String, Vec<usize>>,
+    parameters: &mut BTreeMap<String, NamedTensor>,
+) -> Result<()> {
+    let file = File::open(path).map_err(Error::read(path))?;
+    #[expect(unsafe_code, reason = "a file of gigabytes is mapped, not copied")]
+    // SAFETY: the mapping is read only; what another process does to the file meanwhile can
+    // change numbers, which are all that is read from it.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::read(path))?;
+    let fault = |what: String| Error::Data(format!("{}: {what}", path.display()));
+    let tensors = SafeTensors::deserialize(&map).map_err(|error| fault(error.to_string()))?;
+    for (name, view) in tensors.iter().filter(|(name, _)| !is_mask(name)) {
+        let ours = if name == HEAD || name.starts_with(PREFIX) {
+            name.to_owned()
+        } else {
+            format!("{PREFIX}{name}")
+        };
+        let wanted = if ours == HEAD { TOKEN_EMBEDDING } else { &ours };
+        let Some(shape) = expected.get(wanted) else {
+            return Err(fault(format!("tensor {name} is none of GPT-2's")));
+        };
+        let mut stored = shape.clone();
+        if is_transposed(&ours) {
+            stored.reverse();
+        }
+        if view.shape() != stored {
+            return Err(fault(format!(
+                "tensor {name}: expected shape {stored:?}, got {:?}",
+                view.shape()
+            )));
+        }
+        let mut data = widened(view.dtype(), view.data())
+            .ok_or_else(|| fault(format!("tensor {name}: a dtype of {:?}", view.dtype())))?;
+        if is_transposed(&ours) {
+            data = transposed(&data, shape);
+        }
+        let tensor = NamedTensor {
+            name: ours.clone(),
+            shape: shape.clone(),
+            data,
+        };
+        if parameters.insert(ours, tensor).is_some() {
+            return Err(fault(format!("tensor {name} occurs twice")));
+        }
+    }
+    Ok(())
 }
 
 /// The tokenizer in `folder`; GPT-2's where the folder has none and the vocabulary its size.
@@ -193,14 +196,22 @@ fn model_config(path: &Path) -> Result<ModelConfig> {
             model.n_head, model.n_embd
         )));
     }
-    let inner = get("n_inner").map_or(Some(4 * model.n_embd as u64), Value::as_u64);
+    match unlike(&config, model.n_embd) {
+        Some(what) => Err(fault(format!("{what}; other GPT-2s are not computed here"))),
+        None => Ok(model),
+    }
+}
+
+/// What of a config our model cannot be, if there is something.
+fn unlike(config: &Value, n_embd: usize) -> Option<&'static str> {
+    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
+    let inner = get("n_inner").map_or(Some(4 * n_embd as u64), Value::as_u64);
     let epsilon = get("layer_norm_epsilon").map_or(Some(1e-5), Value::as_f64);
-    let is = |key: &str, default: bool, expected: bool| {
-        get(key).map_or(default, |value| value == &Value::Bool(true)) == expected
-    };
-    for (holds, what) in [
+    let is =
+        |key: &str, default: bool| get(key).map_or(default, |value| value == &Value::Bool(true));
+    let rules = [
         (
-            inner == Some(4 * model.n_embd as u64),
+            inner == Some(4 * n_embd as u64),
             "n_inner: expected 4 n_embd",
         ),
         (
@@ -208,27 +219,26 @@ fn model_config(path: &Path) -> Result<ModelConfig> {
             "layer_norm_epsilon: expected 1e-5",
         ),
         (
-            is("scale_attn_weights", true, true),
+            is("scale_attn_weights", true),
             "scale_attn_weights: expected true",
         ),
         (
-            is("scale_attn_by_inverse_layer_idx", false, false),
+            !is("scale_attn_by_inverse_layer_idx", false),
             "scale_attn_by_inverse_layer_idx: expected false",
         ),
         (
-            is("add_cross_attention", false, false),
+            !is("add_cross_attention", false),
             "add_cross_attention: expected false",
         ),
         (
-            is("tie_word_embeddings", true, true),
+            is("tie_word_embeddings", true),
             "tie_word_embeddings: expected true",
         ),
-    ] {
-        if !holds {
-            return Err(fault(format!("{what}; other GPT-2s are not computed here")));
-        }
-    }
-    Ok(model)
+    ];
+    rules
+        .into_iter()
+        .find(|(holds, _)| !holds)
+        .map(|(_, what)| what)
 }
 
 /// The files that hold the tensors.

@@ -6,6 +6,8 @@ pub mod nanogpt;
 pub mod huggingface;
 pub mod hub;
 pub mod export;
+pub mod history;
+pub mod tensorboard;
 
 use std::fs;
 use std::path::PathBuf;

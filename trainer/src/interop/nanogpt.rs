@@ -38,6 +38,7 @@ const NOT_TAKEN: [&str; 11] = [
     "wandb_run_name",
     "vocab_size",
 ];
+const WITHOUT_OPTIMIZER: &str = "\nhint: --weights_only imports the model without its optimizer";
 /// Larger sizes than this are in no model.
 const SIZE_MAX: i64 = 1 << 31;
 
@@ -194,24 +195,10 @@ fn moments(
     parameters: Vec<NamedTensor>,
     optimizer: Id,
 ) -> Result<EngineState> {
-    let hint = "\nhint: --weights_only imports the model without its optimizer";
     let (decayed, others): (Vec<_>, Vec<_>) =
         model.parameters().into_iter().partition(Parameter::decays);
-    let groups = file.pickle.entry(optimizer, "param_groups");
-    let sizes: Vec<usize> = groups
-        .map(|groups| file.pickle.items(groups))
-        .unwrap_or_default()
-        .iter()
-        .map(|group| file.pickle.entry(*group, "params"))
-        .map(|params| params.map_or(0, |params| file.pickle.items(params).len()))
-        .collect();
-    if sizes != [decayed.len(), others.len()] {
-        return Err(file.fault(format!(
-            "optimizer: expected nanoGPT's two groups of {} and {} tensors, got {sizes:?}{hint}",
-            decayed.len(),
-            others.len()
-        )));
-    }
+    check_groups(file, optimizer, [decayed.len(), others.len()])?;
+    let hint = WITHOUT_OPTIMIZER;
     let numbered: BTreeMap<String, usize> = decayed
         .into_iter()
         .chain(others)
@@ -260,6 +247,26 @@ fn moments(
         updates: updates.unwrap_or(0),
         ..engine
     })
+}
+
+/// Makes sure of the number of tensors in each group.
+fn check_groups(file: &TorchFile, optimizer: Id, expected: [usize; 2]) -> Result<()> {
+    let groups = file.pickle.entry(optimizer, "param_groups");
+    let sizes: Vec<usize> = groups
+        .map(|groups| file.pickle.items(groups))
+        .unwrap_or_default()
+        .iter()
+        .map(|group| file.pickle.entry(*group, "params"))
+        .map(|params| params.map_or(0, |params| file.pickle.items(params).len()))
+        .collect();
+    if sizes == expected {
+        return Ok(());
+    }
+    let [decayed, others] = expected;
+    Err(file.fault(format!(
+        "optimizer: expected nanoGPT's two groups of {decayed} and {others} tensors, got \
+         {sizes:?}{WITHOUT_OPTIMIZER}"
+    )))
 }
 
 /// The optimizer's state of each tensor by its number.

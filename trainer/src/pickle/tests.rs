@@ -1,3 +1,5 @@
+//! Pickles of Python's, ones that mean harm, and damaged ones.
+
 use proptest::prelude::*;
 
 use super::*;

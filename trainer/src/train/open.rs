@@ -14,7 +14,7 @@ use crate::checkpoint::{
 };
 use crate::config::{Config, Resolved};
 use crate::data::{self, Dataset, Loader, Sampling};
-use crate::engine;
+use crate::engine::{self, Engine};
 use crate::error::{Error, Result};
 use crate::interop::{self, Imported};
 use crate::metrics::{Metrics, Scale};
@@ -135,11 +135,7 @@ impl<'a> Trainer<'a> {
             metrics.warning(note);
         }
         metrics.phase(Phase::Preparing);
-        let begins_with = if resolved.config.is_pretrained() && !resume {
-            Some(pretrained(resolved, metrics)?)
-        } else {
-            None
-        };
+        let begins_with = pretrained(resolved, metrics)?;
         let resolved = begins_with
             .as_ref()
             .map_or(resolved, |(adapted, _)| adapted);
@@ -160,19 +156,7 @@ impl<'a> Trainer<'a> {
             startup.done("weights");
         }
         if resume {
-            let loaded = load_newest(&run, metrics)?.expect("claimed for its checkpoint");
-            checkpoint::compatible(&loaded.state, &state.model, &state.dataset)?;
-            report::changed_keys(config, &loaded.state, metrics)?;
-            engine.load_state(&loaded.engine)?;
-            saved = Some((loaded.state.step, loaded.manifest.val_loss.is_some()));
-            state = TrainState {
-                seed: state.seed,
-                trainer_version: state.trainer_version,
-                config: state.config,
-                // One that was imported does not know its dataset.
-                dataset: state.dataset,
-                ..loaded.state
-            };
+            (state, saved) = go_on(&run, config, state, engine.as_mut(), metrics)?;
             startup.done("checkpoint");
         }
         let checkpoints = Checkpoints::open(run.clone(), config.keep_last)?;
@@ -222,9 +206,37 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The model that `init_from` names, and the config with its shape: as in nanoGPT, only
+/// Brings the engine to the newest checkpoint: where the run stands, and the checkpoint's step and
+/// whether it knows its validation loss.
+fn go_on(
+    run: &RunDir,
+    config: &Config,
+    fresh: TrainState,
+    engine: &mut dyn Engine,
+    metrics: &mut Metrics,
+) -> Result<(TrainState, Option<(u64, bool)>)> {
+    let loaded = load_newest(run, metrics)?.expect("claimed for its checkpoint");
+    checkpoint::compatible(&loaded.state, &fresh.model, &fresh.dataset)?;
+    report::changed_keys(config, &loaded.state, metrics)?;
+    engine.load_state(&loaded.engine)?;
+    let saved = Some((loaded.state.step, loaded.manifest.val_loss.is_some()));
+    let state = TrainState {
+        seed: fresh.seed,
+        trainer_version: fresh.trainer_version,
+        config: fresh.config,
+        // One that was imported does not know its dataset.
+        dataset: fresh.dataset,
+        ..loaded.state
+    };
+    Ok((state, saved))
+}
+
+/// The model that `init_from` names, if it names one, and the config with its shape: as in nanoGPT, only
 /// `block_size` may be smaller than the model's.
-fn pretrained(resolved: &Resolved, metrics: &mut Metrics) -> Result<(Resolved, Imported)> {
+fn pretrained(resolved: &Resolved, metrics: &mut Metrics) -> Result<Option<(Resolved, Imported)>> {
+    if !resolved.config.is_pretrained() {
+        return Ok(None);
+    }
     let bar = metrics.prepare_bar();
     let (folder, mut imported) =
         interop::pretrained(&resolved.config.init_from, &|p| bar.update(p))?;
@@ -247,7 +259,7 @@ fn pretrained(resolved: &Resolved, metrics: &mut Metrics) -> Result<(Resolved, I
     config.vocab_size = model.vocab_size;
     config.bias = model.bias;
     model.gelu.name().clone_into(&mut config.gelu);
-    Ok((adapted, imported))
+    Ok(Some((adapted, imported)))
 }
 
 fn scale(config: &Config, model: &ModelConfig, engine: &dyn engine::Engine) -> Result<Scale> {
