@@ -259,7 +259,11 @@ fn size_of_folder(folder: &Path) -> Result<u64> {
 fn flatten(value: &Value, key: &str, lines: &mut Vec<(String, String)>) {
     let shown = match value {
         Value::Object(map) => {
-            for (name, value) in map {
+            // What is short comes first.
+            let (parts, plain): (Vec<_>, Vec<_>) = map
+                .iter()
+                .partition(|(_, value)| value.is_object() || value.is_array());
+            for (name, value) in plain.into_iter().chain(parts) {
                 let below = if key.is_empty() {
                     name.clone()
                 } else {

@@ -146,6 +146,8 @@ where
         .configure_mesh()
         .x_desc("step")
         .y_desc("loss, nats per token")
+        .x_label_formatter(&|step| format!("{step:.0}"))
+        .bold_line_style(BLACK.mix(0.1))
         .light_line_style(WHITE)
         .draw()
         .map_err(|error| error.to_string())?;
@@ -159,6 +161,8 @@ where
     }
     chart
         .configure_series_labels()
+        // Losses fall, so nothing is there.
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .draw()

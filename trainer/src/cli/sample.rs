@@ -130,7 +130,8 @@ fn tokenizer(loaded: &Loaded) -> Result<Tokenizer> {
     let vocab_size = loaded.state.model.vocab_size;
     if vocab_size < gpt2.vocab_size() {
         return Err(Error::Data(format!(
-            "the checkpoint carries no tokenizer, and its vocabulary of {vocab_size} is not GPT-2's\n\
+            "the checkpoint carries no tokenizer, and its vocabulary of {vocab_size} is not \
+             GPT-2's\n\
              hint: train on its dataset for a step, or import it with --meta=meta.pkl"
         )));
     }

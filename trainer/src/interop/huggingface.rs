@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::{Imported, fresh};
+use super::{Imported, weights};
 use crate::engine::NamedTensor;
 use crate::error::{Error, Result};
 use crate::model::{Gelu, ModelConfig, Parameter};
@@ -74,7 +74,7 @@ pub fn read(folder: &Path) -> Result<Imported> {
             .map(|(key, value)| (key.to_owned(), value))
             .to_vec(),
         model,
-        engine: fresh(ordered),
+        engine: weights(ordered),
         step: 0,
         val_loss: None,
         notes: Vec::new(),

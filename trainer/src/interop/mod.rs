@@ -31,7 +31,7 @@ const POSITION_EMBEDDING: &str = "transformer.wpe.weight";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Imported {
     pub model: ModelConfig,
-    /// Without an optimizer the moments are zero and there are no updates.
+    /// Without an optimizer there are no moments and no updates.
     pub engine: EngineState,
     /// Updates made.
     pub step: u64,
@@ -81,20 +81,32 @@ pub fn pretrained(what: &str, progress: OnProgress<'_>) -> Result<(PathBuf, Impo
     Ok((folder, imported))
 }
 
-/// The state of an optimizer that has not made a step.
-pub fn fresh(parameters: Vec<NamedTensor>) -> EngineState {
-    let zeros: Vec<NamedTensor> = parameters
+/// A model without an optimizer.
+pub fn weights(parameters: Vec<NamedTensor>) -> EngineState {
+    EngineState {
+        parameters,
+        ..EngineState::default()
+    }
+}
+
+/// The state with moments of zero where it has none: of an optimizer that has not made a step.
+fn with_moments(state: EngineState) -> EngineState {
+    if !state.exp_avg.is_empty() {
+        return state;
+    }
+    let zeros: Vec<NamedTensor> = state
+        .parameters
         .iter()
         .map(|parameter| NamedTensor {
+            name: parameter.name.clone(),
+            shape: parameter.shape.clone(),
             data: vec![0.0; parameter.data.len()],
-            ..parameter.clone()
         })
         .collect();
     EngineState {
-        parameters,
         exp_avg: zeros.clone(),
         exp_avg_sq: zeros,
-        ..EngineState::default()
+        ..state
     }
 }
 
@@ -156,7 +168,7 @@ pub fn adopt(
             trainer_version: env!("CARGO_PKG_VERSION").to_owned(),
             config: config.to_toml(),
         },
-        engine: imported.engine,
+        engine: with_moments(imported.engine),
         tokenizer: tokenizer
             .map(|tokenizer| (tokenizer.file_name().to_owned(), tokenizer.to_bytes())),
         config_hash: config.hash(),

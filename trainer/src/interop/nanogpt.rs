@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::Imported;
 use super::torch::TorchFile;
-use super::{Imported, fresh};
 use crate::config::Config;
 use crate::engine::{EngineState, NamedTensor};
 use crate::error::Result;
@@ -73,7 +73,7 @@ pub fn read(path: &Path, weights_only: bool) -> Result<Imported> {
         _ => return Err(file.fault("iter_num: expected a whole number, 0 or more")),
     };
     let (engine, step) = if weights_only {
-        (fresh(parameters), 0)
+        (super::weights(parameters), 0)
     } else {
         (moments(&mut file, &model, parameters, optimizer)?, step)
     };

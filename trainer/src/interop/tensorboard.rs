@@ -1,8 +1,8 @@
 //! TensorBoard's event files: scalars, texts and hyper-parameters of a run. Called by
 //! `trainer export --format tensorboard`.
 //!
-//! A file is a row of TFRecords, each an `Event` in protobuf: `tensorflow/core/lib/io/record_writer`
-//! and `tensorflow/core/util/event.proto`, `framework/summary.proto`, `framework/tensor.proto`.
+//! A file is a row of TFRecords, each an `Event` in protobuf: `record_writer.cc`, `event.proto`,
+//! `summary.proto` and `tensor.proto` of `tensorflow/core`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

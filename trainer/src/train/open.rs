@@ -152,7 +152,7 @@ impl<'a> Trainer<'a> {
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;
         if let Some((_, imported)) = &begins_with {
-            engine.load_state(&imported.engine)?;
+            engine.load_parameters(&imported.engine.parameters)?;
             startup.done("weights");
         }
         if resume {
@@ -231,8 +231,8 @@ fn go_on(
     Ok((state, saved))
 }
 
-/// The model that `init_from` names, if it names one, and the config with its shape: as in nanoGPT, only
-/// `block_size` may be smaller than the model's.
+/// The model that `init_from` names, if it names one, and the config with its shape: as in
+/// nanoGPT, only `block_size` may be smaller than the model's.
 fn pretrained(resolved: &Resolved, metrics: &mut Metrics) -> Result<Option<(Resolved, Imported)>> {
     if !resolved.config.is_pretrained() {
         return Ok(None);

@@ -24,7 +24,7 @@ fn engine(imported: &Imported, kind: &str) -> Box<dyn Engine> {
     );
     let config = Config::resolve(None, &words).unwrap().config;
     let mut engine = engine::build(&Place::Cpu, &config, &imported.model).unwrap();
-    engine.load_state(&imported.engine).unwrap();
+    engine.load_parameters(&imported.engine.parameters).unwrap();
     engine
 }
 
@@ -66,7 +66,7 @@ fn logits_and_loss_are_those_of_transformers() {
         .unwrap()
         .config;
         let mut engine = engine::build(&Place::Cpu, &config, &cropped.model).unwrap();
-        engine.load_state(&cropped.engine).unwrap();
+        engine.load_parameters(&cropped.engine.parameters).unwrap();
         let loss = engine.loss(&batch).unwrap();
         let expected = expected["loss"].as_f64().unwrap();
         assert!((loss - expected).abs() < 1e-5, "{kind}: {loss} {expected}");
@@ -119,7 +119,7 @@ fn what_goes_back_is_what_came() {
             .settings()
             .map(|(key, value)| (key.to_owned(), value))
             .to_vec(),
-        engine: fresh(bare.initialise(7)),
+        engine: weights(bare.initialise(7)),
         model: bare,
         ..back
     };
