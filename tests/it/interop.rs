@@ -217,3 +217,34 @@ fn what_is_no_model_is_refused_in_a_line() {
         assert_eq!(lines.len(), 1, "{words:?}: {said}");
     }
 }
+
+#[test]
+fn what_a_run_measured_is_drawn_and_written_for_others() {
+    let scene = Scene::new();
+    scene
+        .train(&["--max_iters=12", "--sample_tokens=5"])
+        .expect_code(0);
+    let drawn = scene
+        .trainer(&["plot", "out", "--out=losses.svg"])
+        .expect_code(0);
+    assert!(
+        drawn.stdout.contains("out: validation: "),
+        "{}",
+        drawn.stdout
+    );
+    let svg = fs::read_to_string(scene.path().join("losses.svg")).unwrap();
+    assert!(svg.contains("<polyline") && svg.contains("out: training"));
+    scene
+        .trainer(&["export", "out", "losses.csv", "--format=csv"])
+        .expect_code(0);
+    let csv = fs::read_to_string(scene.path().join("losses.csv")).unwrap();
+    // A heading, iterations 0 to 11, and the evaluation after the last of them.
+    assert_eq!(csv.lines().count(), 14, "{csv}");
+    assert_eq!(csv.lines().nth(1).unwrap().split(',').count(), 8);
+    scene
+        .trainer(&["export", "out", "board", "--format=tensorboard"])
+        .expect_code(0);
+    let board = scene.path().join("board/events.out.tfevents.0.anneal");
+    assert!(fs::metadata(board).unwrap().len() > 500);
+    scene.trainer(&["plot", "absent"]).expect_code(65);
+}
