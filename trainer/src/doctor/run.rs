@@ -7,7 +7,7 @@ use crate::config::{Config, Resolved};
 use crate::data::{Dataset, locate};
 use crate::engine::{Needs, Place};
 use crate::machine::{human_bytes, human_count};
-use crate::model::ModelConfig;
+use crate::model::{Gelu, ModelConfig};
 
 pub(super) fn config(resolved: &Resolved) -> Check {
     let config = &resolved.config;
@@ -85,6 +85,7 @@ fn fit(config: &Config, vocab_size: Option<usize>) -> Option<Check> {
             said => said,
         },
         bias: config.bias,
+        gelu: Gelu::of(&config.gelu),
     };
     let needs = match Needs::of(&place, config, &model) {
         Ok(needs) => needs?,
