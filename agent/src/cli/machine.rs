@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use super::duration;
 use crate::clock::{BootClock, Clock, Moment};
-use crate::cost::{Disk, Table, kind_of, word_of};
+use crate::cost::{Disk, Table};
 use crate::deadman::Orders;
 use crate::error::Error;
 use crate::limits::{Age, Limits, Timer};
@@ -23,7 +23,7 @@ use crate::state::Settings;
 pub(super) struct MachineFlags {
     /// Whose machine this is [default: found out]: vast, runpod, lambda, modal, jarvislabs, aws,
     /// gcp, azure, paperspace, colab, replicate, kubernetes, slurm or local.
-    #[arg(long, env = "AGENT_PROVIDER", value_parser = kind)]
+    #[arg(long, env = "AGENT_PROVIDER")]
     provider: Option<Kind>,
     /// How the machine is given back at the end [default: destroy where the provider is recognised
     /// for certain, none elsewhere].
@@ -114,10 +114,6 @@ fn dollars(text: &str) -> Result<f64, String> {
     let number = text.strip_prefix('$').unwrap_or(text).parse::<f64>().ok();
     let sound = number.filter(|number| number.is_finite() && *number >= 0.0);
     sound.ok_or_else(|| format!("expected a number of 0 or more, got {text:?}"))
-}
-
-fn kind(text: &str) -> Result<Kind, String> {
-    kind_of(text).ok_or_else(|| format!("expected a provider or local, got {text:?}"))
 }
 
 impl MachineFlags {
@@ -268,7 +264,7 @@ impl Found {
             }
             None => "price unknown".to_owned(),
         };
-        let kind = word_of(instance.kind);
+        let kind = instance.kind.name();
         let found_by = &instance.found_by;
         format!("machine: {kind} (by {found_by}), {price}; at the end it {at_end}")
     }

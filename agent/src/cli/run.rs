@@ -13,7 +13,6 @@ use super::machine::{Found, LimitFlags, MachineFlags};
 use super::{Place, duration};
 use crate::checkpoints::{Policy, Transfer};
 use crate::clock::BootClock;
-use crate::cost::word_of;
 use crate::deadman::{Orders, Pulse};
 use crate::error::{Error, ExitStatus};
 use crate::job::{Holder, Job};
@@ -317,7 +316,7 @@ fn holder(instance: &Instance) -> Holder {
     Holder {
         agent: format!("{}:{}", host.trim(), std::process::id()),
         boot: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
-        provider: Some(word_of(instance.kind).to_owned()),
+        provider: Some(instance.kind.name().to_owned()),
         instance: instance.id.clone(),
         gpu: instance
             .machine

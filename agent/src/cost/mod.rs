@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::clock::Moment;
 use crate::provider::{Price, PriceSource};
 
-pub use table::{Disk, Table, kind_of, word_of};
+pub use table::{Disk, Table};
 
 /// Alerts are said when these parts of the budget are used.
 pub const ALERTS: [f64; 4] = [0.5, 0.8, 0.95, 1.0];

@@ -74,9 +74,7 @@ impl Table {
         }
         let providers = table.gpu.iter().map(|gpu| &gpu.provider);
         for provider in providers.chain(table.storage.iter().map(|s| &s.provider)) {
-            if kind_of(provider).is_none() {
-                return Err(format!("{provider:?} is no provider"));
-            }
+            provider.parse::<Kind>()?;
         }
         Ok(table)
     }
@@ -91,7 +89,7 @@ impl Table {
         spot: Option<bool>,
         disk: Disk,
     ) -> Option<(Price, String)> {
-        let of_kind = self.gpu.iter().filter(|gpu| gpu.provider == word_of(kind));
+        let of_kind = self.gpu.iter().filter(|gpu| gpu.provider == kind.name());
         let fits = of_kind.filter(|gpu| {
             let (asked, known) = (words(name), words(&gpu.name));
             known.iter().all(|word| asked.contains(word))
@@ -106,7 +104,7 @@ impl Table {
         } else {
             f64::from(count.max(1))
         };
-        let storage = self.storage.iter().find(|s| s.provider == word_of(kind));
+        let storage = self.storage.iter().find(|s| s.provider == kind.name());
         let storage = storage.map_or(0.0, |s| s.per_gb_month / HOURS_PER_MONTH * disk.gb);
         let price = Price {
             per_hour: per_hour * count,
@@ -121,48 +119,6 @@ impl Table {
         let dates = self.gpu.iter().map(|gpu| gpu.as_of.as_str());
         let dates = dates.chain(self.storage.iter().map(|s| s.as_of.as_str()));
         dates.max().unwrap_or_default()
-    }
-}
-
-const KINDS: [Kind; 14] = [
-    Kind::Vast,
-    Kind::RunPod,
-    Kind::Lambda,
-    Kind::Modal,
-    Kind::JarvisLabs,
-    Kind::Aws,
-    Kind::Gcp,
-    Kind::Azure,
-    Kind::Paperspace,
-    Kind::Colab,
-    Kind::Replicate,
-    Kind::Kubernetes,
-    Kind::Slurm,
-    Kind::Local,
-];
-
-/// The provider of this name.
-pub fn kind_of(word: &str) -> Option<Kind> {
-    KINDS.into_iter().find(|&kind| word_of(kind) == word)
-}
-
-/// A provider's name in the table and on the command line.
-pub fn word_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Vast => "vast",
-        Kind::RunPod => "runpod",
-        Kind::Lambda => "lambda",
-        Kind::Modal => "modal",
-        Kind::JarvisLabs => "jarvislabs",
-        Kind::Aws => "aws",
-        Kind::Gcp => "gcp",
-        Kind::Azure => "azure",
-        Kind::Paperspace => "paperspace",
-        Kind::Colab => "colab",
-        Kind::Replicate => "replicate",
-        Kind::Kubernetes => "kubernetes",
-        Kind::Slurm => "slurm",
-        Kind::Local => "local",
     }
 }
 

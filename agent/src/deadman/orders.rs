@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::{kind_of, word_of};
 use crate::provider::{Kind, PowerOff};
 
 /// How long the agent is trusted, and how the machine is given back.
@@ -42,13 +41,13 @@ impl Orders {
             boot,
             margin: hang,
             terminate,
-            provider: provider.map(|kind| word_of(kind).to_owned()),
+            provider: provider.map(|kind| kind.name().to_owned()),
             power_off_command,
         }
     }
 
     pub fn provider(&self) -> Option<Kind> {
-        kind_of(self.provider.as_deref()?)
+        self.provider.as_deref()?.parse().ok()
     }
 
     /// How a machine of this kind is given back: never on a guess.
