@@ -22,6 +22,7 @@ pub mod limits;
 pub mod cost;
 pub mod progress;
 pub mod state;
+pub mod orders;
 pub mod supervisor;
 pub mod bill;
 pub mod status;

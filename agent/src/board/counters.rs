@@ -1,6 +1,6 @@
 //! Counts and distributions of what happened, for the metrics page.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use protocol::Event as Trainer;
@@ -43,7 +43,8 @@ pub struct Counters {
     pub step_seconds: Histogram,
     pub save_seconds: Histogram,
     pub upload_seconds: Histogram,
-    /// By result: `published`, `error`.
+    /// By outcome: `published`; `superseded`, a newer one was published instead; `failed` and
+    /// `fenced`, a try that did not succeed, or was refused because the lease was not ours.
     pub checkpoints: BTreeMap<&'static str, u64>,
     pub uploaded_bytes: u64,
     /// By result: `held`, `lost`, `error`.
@@ -58,8 +59,12 @@ pub struct Counters {
     pub progress_at: Option<f64>,
     pub published_at: Option<f64>,
     tokens_per_iteration: u64,
+    /// Steps of checkpoints that were found and not published.
+    waiting: BTreeSet<u64>,
 }
 
+/// Checkpoints that wait and are remembered.
+const WAITING_MAX: usize = 1_024;
 /// Sources of notices that are counted apart.
 const SOURCES_MAX: usize = 32;
 
@@ -73,15 +78,26 @@ impl Counters {
                     self.step_seconds.observe(time.as_secs_f64());
                 }
             }
-            Event::PublishEnded { result, .. } => match result {
-                Ok(published) => {
-                    *self.checkpoints.entry("published").or_default() += 1;
-                    self.uploaded_bytes += published.bytes;
-                    self.upload_seconds.observe(published.took.as_secs_f64());
-                    self.published_at = Some(unix_time());
-                }
-                Err(_) => *self.checkpoints.entry("error").or_default() += 1,
-            },
+            Event::CheckpointFound { step } if self.waiting.len() < WAITING_MAX => {
+                self.waiting.insert(*step);
+            }
+            // What a restore brought was published before.
+            Event::Started(_) => self.waiting.clear(),
+            // Tries that failed are told apart by the loop: see `Board::unpublished`.
+            Event::PublishEnded {
+                step,
+                result: Ok(published),
+                ..
+            } => {
+                self.waiting.remove(step);
+                let newer = self.waiting.split_off(step);
+                let older = std::mem::replace(&mut self.waiting, newer);
+                *self.checkpoints.entry("published").or_default() += 1;
+                *self.checkpoints.entry("superseded").or_default() += older.len() as u64;
+                self.uploaded_bytes += published.bytes;
+                self.upload_seconds.observe(published.took.as_secs_f64());
+                self.published_at = Some(unix_time());
+            }
             Event::BeatAnswered { beat, .. } => {
                 let result = match beat {
                     Ok(Beat::Held) => "held",

@@ -99,6 +99,12 @@ impl Board {
         self.counters.hear(event);
     }
 
+    /// A try to publish did not succeed; `fenced` = the lease was not ours any more.
+    pub fn unpublished(&mut self, fenced: bool) {
+        let outcome = if fenced { "fenced" } else { "failed" };
+        *self.counters.checkpoints.entry(outcome).or_default() += 1;
+    }
+
     /// The agent said something. What matters goes into the history.
     pub fn note(&self, level: Level, text: &str) {
         let text = self.redactor.redact(text);

@@ -1,136 +1,152 @@
-//! `agent drill`, `agent limits` and `agent yield`: commands to a live job, left in its store for
-//! the holder to find at its next beat.
+//! `agent stop`, `checkpoint`, `drill`, `limits` and `yield`: orders to a live job, over HTTP or
+//! left in its store for the holder to find at its next beat.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use serde_json::{Map, Value, json};
-
-use super::{Place, duration};
+use super::duration;
+use super::target::{Target, TargetArgs};
 use crate::error::{Error, ExitStatus};
-use crate::job::Job;
+use crate::orders::{Limit, LimitsBody, Off, Order, StopBody, StopMode};
 use crate::state::Drill as Kind;
-use crate::storage::open::open;
-use crate::storage::{Created, Storage};
 
-/// How often a number is tried that somebody else took first.
-const TRIES: usize = 8;
-const LISTED_MAX: usize = 100_000;
+#[derive(Debug, clap::Args)]
+pub(super) struct Stop {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Wait for nothing, not even a last checkpoint.
+    #[arg(long)]
+    now: bool,
+    /// The answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// An order that is its name.
+#[derive(Debug, clap::Args)]
+pub(super) struct Plain {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Drill {
     /// preempt, stall, s3-outage, clock-jump or disk-full.
-    #[arg(value_parser = kind)]
     kind: Kind,
     #[command(flatten)]
-    place: Place,
+    target: TargetArgs,
+    /// The answer as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// New limits; what is not named stays as it is, `off` takes a limit away.
 #[derive(Debug, clap::Args)]
 pub(super) struct Limits {
     #[command(flatten)]
-    place: Place,
+    target: TargetArgs,
     /// From the container's start to the moment that the machine is off.
     #[arg(long, value_parser = seconds)]
-    max_wall: Option<Value>,
+    max_wall: Option<Limit>,
     /// With nothing to do.
     #[arg(long, value_parser = seconds)]
-    idle: Option<Value>,
+    idle: Option<Limit>,
     /// A trainer that trains and reports nothing for so long is restarted.
     #[arg(long, value_parser = seconds)]
-    stall: Option<Value>,
+    stall: Option<Limit>,
     /// Dollars that the job may cost, all its machines together.
     #[arg(long, value_parser = dollars)]
-    budget: Option<Value>,
+    budget: Option<Limit>,
+    /// The answer as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
-    let known = Kind::ALL.into_iter().find(|kind| kind.name() == text);
-    known.ok_or_else(|| {
-        let names = Kind::ALL.map(Kind::name).join(", ");
-        format!("expected one of {names}, got {text:?}")
-    })
-}
-
-fn seconds(text: &str) -> Result<Value, String> {
+fn seconds(text: &str) -> Result<Limit, String> {
     if text == "off" {
-        return Ok(json!("off"));
+        return Ok(Limit::Off(Off::Off));
     }
-    duration(text).map(|time: Duration| json!(time.as_secs_f64()))
+    duration(text).map(|time| Limit::To(time.as_secs_f64()))
 }
 
-fn dollars(text: &str) -> Result<Value, String> {
+fn dollars(text: &str) -> Result<Limit, String> {
     if text == "off" {
-        return Ok(json!("off"));
+        return Ok(Limit::Off(Off::Off));
     }
     let number = text.parse::<f64>().ok().filter(|usd| usd.is_finite());
-    number
-        .map(|usd| json!(usd))
-        .ok_or_else(|| format!("expected dollars or off, got {text:?}"))
+    let limit = number.map(Limit::To);
+    limit.ok_or_else(|| format!("expected dollars or off, got {text:?}"))
 }
 
 impl Drill {
-    pub(super) async fn post(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
-        let body = json!({"kind": "drill", "drill": self.kind.name()});
-        post(&self.place, &body, print).await
+    pub(super) async fn give(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+        give(&self.target, &Order::Drill(self.kind), self.json, print).await
     }
 }
 
 impl Limits {
-    pub(super) async fn post(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
-        let mut body = Map::new();
-        body.insert("kind".to_owned(), json!("limits"));
-        let given = [
-            ("max_wall_seconds", self.max_wall),
-            ("idle_seconds", self.idle),
-            ("stall_seconds", self.stall),
-            ("budget_usd", self.budget),
-        ];
-        let given = given
-            .into_iter()
-            .filter_map(|(key, value)| Some((key, value?)));
-        body.extend(given.map(|(key, value)| (key.to_owned(), value)));
-        if body.len() == 1 {
+    pub(super) async fn give(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+        let body = LimitsBody {
+            max_wall_seconds: self.max_wall,
+            idle_seconds: self.idle,
+            stall_seconds: self.stall,
+            budget_usd: self.budget,
+        };
+        if body == LimitsBody::default() {
             let what = "expected a limit, got none\nhint: --max-wall, --idle, --stall or --budget";
             return Err(Error::Usage(what.to_owned()));
         }
-        post(&self.place, &Value::Object(body), print).await
+        give(&self.target, &Order::Limits(body), self.json, print).await
     }
 }
 
-pub(super) async fn leave(place: &Place, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
-    post(place, &json!({"kind": "yield"}), print).await
+impl Stop {
+    pub(super) async fn give(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+        let mode = if self.now {
+            StopMode::Now
+        } else {
+            StopMode::Graceful
+        };
+        let body = StopBody {
+            mode,
+            ..StopBody::default()
+        };
+        give(&self.target, &Order::Stop(body), self.json, print).await
+    }
 }
 
-/// Leaves a command behind all others.
-async fn post(
-    place: &Place,
-    body: &Value,
+impl Plain {
+    pub(super) async fn give(
+        self,
+        order: Order,
+        print: &mut dyn FnMut(&str),
+    ) -> Result<ExitStatus, Error> {
+        give(&self.target, &order, self.json, print).await
+    }
+}
+
+/// Gives an order at once over HTTP, or leaves it in the store for the agent's next beat.
+async fn give(
+    target: &TargetArgs,
+    order: &Order,
+    json: bool,
     print: &mut dyn FnMut(&str),
 ) -> Result<ExitStatus, Error> {
-    let job = Job::new(&place.job).map_err(|error| Error::Usage(error.to_string()))?;
-    let store = open(&place.store).await?;
-    let number = create(&*store, &job, body.to_string().into()).await?;
-    print(&format!(
-        "command {number:08} is left for the holder of {}",
-        job.id()
-    ));
-    Ok(ExitStatus::Completed)
-}
-
-async fn create(store: &dyn Storage, job: &Job, body: Bytes) -> Result<u64, Error> {
-    let listed = store.list(&job.controls(), None, LISTED_MAX).await?;
-    let numbers = listed
-        .iter()
-        .filter_map(|entry| job.parse_control(&entry.key));
-    let mut number = numbers.max().unwrap_or(0) + 1;
-    for _ in 0..TRIES {
-        match store.create(&job.control(number), body.clone()).await? {
-            Created::New(_) => return Ok(number),
-            Created::Exists => number += 1,
+    if let Err(why) = order.command() {
+        return Err(Error::Usage(why));
+    }
+    let target = target.open().await?;
+    let answer = target.order(order).await?;
+    let kind = order.kind();
+    match (&target, json) {
+        (_, true) => print(&answer.to_string()),
+        (Target::Agent { .. }, false) => print(&format!("{kind}: the agent has heard it")),
+        (Target::Store { job, .. }, false) => {
+            let id = job.id();
+            print(&format!(
+                "{kind}: left for the holder of {id}, who sees it at the next beat"
+            ));
         }
     }
-    let what = format!("others take every number of {}", job.controls());
-    Err(Error::Bad(what))
+    Ok(ExitStatus::Completed)
 }

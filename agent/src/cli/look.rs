@@ -1,5 +1,4 @@
-//! `agent status`, `logs`, `artifacts`, `stop`, `checkpoint` and `openapi`: a job looked at and
-//! steered from elsewhere.
+//! `agent status`, `logs` and `artifacts`: a job looked at from elsewhere.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -42,30 +41,20 @@ pub(super) struct Logs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct ArtifactsArgs {
+    #[command(subcommand)]
+    command: Option<ArtifactsCommand>,
     #[command(flatten)]
     target: TargetArgs,
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Stop {
-    #[command(flatten)]
-    target: TargetArgs,
-    /// Wait for nothing, not even a last checkpoint.
-    #[arg(long)]
-    now: bool,
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Checkpoint {
-    #[command(flatten)]
-    target: TargetArgs,
-    #[arg(long)]
-    json: bool,
+#[derive(Debug, clap::Subcommand)]
+enum ArtifactsCommand {
+    /// Bring a file or a folder here, and check its digest.
+    Get(super::get::Get),
 }
 
 fn pace(target: &Target) -> Duration {
@@ -219,28 +208,17 @@ pub(super) async fn artifacts(
     args: &ArtifactsArgs,
     print: &mut dyn FnMut(&str),
 ) -> Result<ExitStatus, Error> {
-    let target = args.target.open().await?;
-    // Path, bytes, digest; in the store: the files of its checkpoints.
-    let history = target
-        .history()
-        .await
-        .map_err(|error| Error::Bad(error.to_string()))?;
-    let rows: Vec<(String, u64, Option<String>)> = match history {
-        Some(history) => {
-            let files = history.commits.iter().flat_map(|commit| &commit.files);
-            files
-                .map(|it| (it.key.clone(), it.bytes, Some(it.sha256.clone())))
-                .collect()
-        }
-        None => {
-            let found = target.artifacts().await?.artifacts.into_iter();
-            found.map(|it| (it.path, it.bytes, it.sha256)).collect()
-        }
-    };
+    if let Some(ArtifactsCommand::Get(get)) = &args.command {
+        return super::get::get(get, print).await;
+    }
+    let files = args.target.open().await?.files().await?;
     if args.json {
-        let rows = rows.iter().map(|(path, bytes, sha256)| {
-            let mut row = json!({"path": path, "bytes": bytes});
-            if let Some(sha256) = sha256 {
+        let rows = files.iter().map(|it| {
+            let mut row = json!({"path": it.path, "bytes": it.bytes});
+            if let Some(key) = &it.key {
+                row["key"] = json!(key);
+            }
+            if let Some(sha256) = &it.sha256 {
                 row["sha256"] = json!(sha256);
             }
             row
@@ -248,50 +226,10 @@ pub(super) async fn artifacts(
         print(&json!({"artifacts": rows.collect::<Vec<_>>()}).to_string());
         return Ok(ExitStatus::Completed);
     }
-    for (path, bytes, sha256) in rows {
-        let digest = sha256.unwrap_or_default();
-        print(&format!(
-            "{bytes:>14}  {:<12}  {path}",
-            digest.get(..12).unwrap_or_default()
-        ));
+    for it in files {
+        let digest = it.sha256.unwrap_or_default();
+        let digest = digest.get(..12).unwrap_or_default();
+        print(&format!("{:>14}  {digest:<12}  {}", it.bytes, it.path));
     }
     Ok(ExitStatus::Completed)
-}
-
-async fn command(
-    target: &TargetArgs,
-    kind: &str,
-    body: serde_json::Value,
-    json: bool,
-    print: &mut dyn FnMut(&str),
-) -> Result<ExitStatus, Error> {
-    let target = target.open().await?;
-    let answer = target.command(kind, body).await?;
-    match (&target, json) {
-        (_, true) => print(&answer.to_string()),
-        (Target::Agent { .. }, false) => print(&format!("{kind}: the agent has heard it")),
-        (Target::Store { .. }, false) => {
-            print(&format!("{kind}: the agent hears it at its next beat"));
-        }
-    }
-    Ok(ExitStatus::Completed)
-}
-
-pub(super) async fn stop(args: &Stop, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
-    let mode = if args.now { "now" } else { "graceful" };
-    command(
-        &args.target,
-        "stop",
-        json!({"mode": mode}),
-        args.json,
-        print,
-    )
-    .await
-}
-
-pub(super) async fn checkpoint(
-    args: &Checkpoint,
-    print: &mut dyn FnMut(&str),
-) -> Result<ExitStatus, Error> {
-    command(&args.target, "checkpoint", json!({}), args.json, print).await
 }

@@ -3,6 +3,7 @@
 mod control;
 mod doctor;
 mod face;
+mod get;
 mod look;
 mod machine;
 mod provider;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
 
 use crate::deadman::{self, Orders, Pulse, UNDER_GUARD};
 use crate::error::{Error, ExitStatus};
+use crate::orders::Order;
 use crate::run as supervised;
 
 /// Words that begin a command of the agent; anything else is the trainer's.
@@ -64,7 +66,7 @@ enum Command {
     /// Change the limits of a live job.
     Limits(control::Limits),
     /// Have a live job leave its machine, so that another goes on with it.
-    Yield(Place),
+    Yield(control::Plain),
     /// Check everything that a store holds of a job.
     Verify {
         #[command(flatten)]
@@ -97,9 +99,9 @@ enum Command {
     /// The files that a job has made.
     Artifacts(look::ArtifactsArgs),
     /// End a job's run: save, publish, leave.
-    Stop(look::Stop),
+    Stop(control::Stop),
     /// Save a checkpoint now and publish it.
-    Checkpoint(look::Checkpoint),
+    Checkpoint(control::Plain),
     /// The description of the HTTP API (OpenAPI 3.1).
     Openapi,
 }
@@ -214,9 +216,9 @@ async fn obey(
 ) -> Result<ExitStatus, Error> {
     match command {
         Command::Run(run) => run.obey(pulse).await,
-        Command::Drill(drill) => drill.post(print).await,
-        Command::Limits(limits) => limits.post(print).await,
-        Command::Yield(place) => control::leave(&place, print).await,
+        Command::Drill(drill) => drill.give(print).await,
+        Command::Limits(limits) => limits.give(print).await,
+        Command::Yield(args) => args.give(Order::Yield, print).await,
         Command::Verify { place, deep } => store::verify(&place, deep, print).await,
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,
         Command::Provider(show) => provider::show(show, print).await,
@@ -227,8 +229,8 @@ async fn obey(
         Command::Status(args) => look::status(&args, print).await,
         Command::Logs(args) => look::logs(&args, print).await,
         Command::Artifacts(args) => look::artifacts(&args, print).await,
-        Command::Stop(args) => look::stop(&args, print).await,
-        Command::Checkpoint(args) => look::checkpoint(&args, print).await,
+        Command::Stop(args) => args.give(print).await,
+        Command::Checkpoint(args) => args.give(Order::Checkpoint, print).await,
         Command::Openapi => {
             print(&crate::http::document());
             Ok(ExitStatus::Completed)

@@ -1,36 +1,42 @@
 //! A job as the commands that look at one reach it: over HTTP, or through its store.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, Method, StatusCode};
+use bytes::Bytes;
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::checkpoints::{CheckpointError, History, Transfer, history};
+use super::get::{Artifact, path_of};
+use crate::checkpoints::{Transfer, history};
 use crate::error::Error;
-use crate::http::{Artifacts, LogLine, LogPage, Problem};
+use crate::http::{Artifacts, LogLine, LogPage, Problem, pinned};
 use crate::job::{Job, StatusEnvelope};
 use crate::logs::Line;
+use crate::orders::{Order, leave};
 use crate::status::JobStatus;
 use crate::storage::open::open;
-use crate::storage::{Created, Storage, StorageError};
+use crate::storage::retry::{Policy, Retry};
+use crate::storage::{Storage, StorageError};
 
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const LISTED_MAX: usize = 100_000;
-/// Racers for the next key of a command.
-const CONTROLS_MAX: usize = 16;
 /// A segment of output holds a mebibyte before compression.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TargetArgs {
-    /// Address of an agent, http://host:port; without it the store is asked. A token comes from
-    /// AGENT_TOKEN or AGENT_READ_TOKEN.
+    /// Address of an agent, http://host:port, https://host:port or unix:/path; without it the store
+    /// is asked. A token comes from AGENT_TOKEN or AGENT_READ_TOKEN.
     #[arg(long, env = "AGENT_URL")]
     url: Option<String>,
+    /// SHA-256 of the certificate of an agent that made its own, as it printed it.
+    #[arg(long, env = "AGENT_TLS_FINGERPRINT")]
+    tls_fingerprint: Option<String>,
     #[command(flatten)]
     place: super::Place,
 }
@@ -63,8 +69,22 @@ impl TargetArgs {
         let token = token
             .filter_map(|name| std::env::var(name).ok())
             .find(|it| !it.is_empty());
-        let client = Client::builder().timeout(ANSWER_MAX).build().map_err(bad)?;
-        let url = format!("{}/api/v1/jobs/current", url.trim_end_matches('/'));
+        let mut client = Client::builder().timeout(ANSWER_MAX);
+        if let Some(fingerprint) = &self.tls_fingerprint {
+            if !url.starts_with("https://") {
+                let what = format!("--tls-fingerprint: expected an address of https://, got {url}");
+                return Err(Error::Usage(what));
+            }
+            let pinned = pinned(fingerprint).map_err(Error::Usage)?;
+            client = client.tls_backend_preconfigured(pinned);
+        }
+        let mut url = url.trim_end_matches('/');
+        if let Some(path) = url.strip_prefix("unix:") {
+            client = client.unix_socket(path);
+            url = "http://localhost";
+        }
+        let client = client.build().map_err(bad)?;
+        let url = format!("{url}/api/v1/jobs/current");
         Ok(Target::Agent { client, url, token })
     }
 }
@@ -108,47 +128,78 @@ impl Target {
         }
     }
 
-    pub(super) async fn artifacts(&self) -> Result<Artifacts, Error> {
-        self.ask(Method::GET, "/artifacts", None).await
+    /// The files of the job: of the run on the agent's machine, or of the checkpoints in the store.
+    pub(super) async fn files(&self) -> Result<Vec<Artifact>, Error> {
+        let (store, job) = match self {
+            Self::Agent { .. } => {
+                let listed: Artifacts = self.ask(Method::GET, "/artifacts", None).await?;
+                let files = listed.artifacts.into_iter().map(|it| Artifact {
+                    path: it.path,
+                    key: None,
+                    bytes: it.bytes,
+                    sha256: it.sha256,
+                });
+                return Ok(files.collect());
+            }
+            Self::Store { store, job } => (store, job),
+        };
+        let transfer = Transfer {
+            deadline: ANSWER_MAX,
+            ..Transfer::default()
+        };
+        let history = history(store, job, &transfer).await.map_err(bad)?;
+        let commits = history.commits.iter();
+        let files = commits.flat_map(|commit| commit.files.iter().map(|file| (commit.step, file)));
+        let files = files.map(|(step, file)| Artifact {
+            path: path_of(step, file.name()),
+            key: Some(file.key.clone()),
+            bytes: file.bytes,
+            sha256: Some(file.sha256.clone()),
+        });
+        Ok(files.collect())
     }
 
-    pub(super) async fn history(&self) -> Result<Option<History>, CheckpointError> {
-        match self {
-            Self::Agent { .. } => Ok(None),
-            Self::Store { store, job } => {
-                let transfer = Transfer {
-                    deadline: ANSWER_MAX,
-                    ..Transfer::default()
-                };
-                history(store, job, &transfer).await.map(Some)
+    /// Some bytes of a file.
+    pub(super) async fn range(
+        &self,
+        artifact: &Artifact,
+        range: Range<u64>,
+    ) -> Result<Bytes, Error> {
+        match (self, &artifact.key) {
+            (Self::Agent { .. }, _) => {
+                let path = format!("/artifacts/{}", escaped(&artifact.path));
+                let request = self.request(Method::GET, &path)?;
+                let (first, last) = (range.start, range.end - 1);
+                let request = request.header("range", format!("bytes={first}-{last}"));
+                self.answer(&path, request).await
             }
+            (Self::Store { store, job }, Some(key)) => {
+                let policy = Policy::until(ANSWER_MAX);
+                let retry = Retry::new(Arc::clone(store), policy, fastrand::u64(..));
+                Ok(retry.get_range(&job.key(key), range).await?)
+            }
+            (Self::Store { .. }, None) => unreachable!("files of a store have keys"),
         }
     }
 
     /// Asks the job to do something: at once over HTTP, or at the agent's next beat.
-    pub(super) async fn command(&self, kind: &str, body: Value) -> Result<Value, Error> {
-        match self {
-            Self::Agent { .. } => {
-                self.ask(Method::POST, &format!("/{kind}"), Some(body))
-                    .await
+    pub(super) async fn order(&self, order: &Order) -> Result<Value, Error> {
+        match (self, order) {
+            (Self::Agent { .. }, Order::Yield) => {
+                let hint = "yield is asked through the store\nhint: --store and --job, no --url";
+                Err(Error::Usage(hint.to_owned()))
             }
-            Self::Store { store, job } => {
-                let mut record = body;
-                record["kind"] = json!(kind);
-                // Of two who ask at once, one takes the next key.
-                for _ in 0..CONTROLS_MAX {
-                    let listed = store.list(&job.controls(), None, LISTED_MAX).await?;
-                    let last = listed
-                        .iter()
-                        .filter_map(|entry| job.parse_control(&entry.key))
-                        .max();
-                    let key = job.control(last.map_or(1, |last| last + 1));
-                    let text = serde_json::to_vec(&record).map_err(bad)?;
-                    if let Created::New(_) = store.create(&key, text.into()).await? {
-                        return Ok(json!({"accepted": true, "key": key}));
-                    }
-                }
-                Err(Error::Bad("others take every key for a command".to_owned()))
+            (Self::Agent { .. }, order) => {
+                let method = match order {
+                    Order::Limits(_) => Method::PATCH,
+                    _ => Method::POST,
+                };
+                let path = format!("/{}", order.kind());
+                self.ask(method, &path, Some(order.body())).await
+            }
+            (Self::Store { store, job }, order) => {
+                let number = leave(&**store, job, order).await?;
+                Ok(json!({"accepted": true, "key": job.control(number)}))
             }
         }
     }
@@ -159,17 +210,32 @@ impl Target {
         path: &str,
         body: Option<Value>,
     ) -> Result<T, Error> {
+        let mut request = self.request(method, path)?;
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let bytes = self.answer(path, request).await?;
+        serde_json::from_slice(&bytes).map_err(bad)
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, Error> {
         let Self::Agent { client, url, token } = self else {
             let hint = "this is asked of a running agent\nhint: --url http://host:port";
             return Err(Error::Usage(hint.to_owned()));
         };
-        let mut request = client.request(method, format!("{url}{path}"));
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
+        let request = client.request(method, format!("{url}{path}"));
+        Ok(match token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        })
+    }
+
+    /// The body of a good answer, or what the agent says against it.
+    async fn answer(&self, path: &str, request: RequestBuilder) -> Result<Bytes, Error> {
+        let url = match self {
+            Self::Agent { url, .. } => url.as_str(),
+            Self::Store { .. } => "",
+        };
         let response = request
             .send()
             .await
@@ -180,7 +246,7 @@ impl Target {
             .await
             .map_err(|error| unreached(url, &error))?;
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(bad);
+            return Ok(bytes);
         }
         let problem = serde_json::from_slice::<Problem>(&bytes);
         let detail = problem.map_or_else(|_| status.to_string(), |problem| problem.detail);
@@ -190,6 +256,16 @@ impl Target {
         };
         Err(Error::Bad(format!("{url}{path}: {detail}{hint}")))
     }
+}
+
+/// A path in a URL: what is not plain is written by its bytes.
+fn escaped(path: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'/' | b'.' | b'_' | b'-' => char::from(byte).to_string(),
+        plain if plain.is_ascii_alphanumeric() => char::from(plain).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    path.bytes().map(byte).collect()
 }
 
 fn unreached(url: &str, error: &reqwest::Error) -> Error {

@@ -1,12 +1,13 @@
 //! Who may read and who may command: bearer tokens with two scopes, and what is asked of a request
 //! where there are none. Tokens come from the environment or a file, never from a URL.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use axum::http::{HeaderMap, StatusCode, header};
 use sha2::{Digest, Sha256};
 
 use super::problem::Problem;
+use super::serve::Listen;
 
 /// A token must not be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -83,8 +84,8 @@ impl Access {
     }
 
     /// Whether the server may listen there: beyond this machine only with a token.
-    pub fn may_listen(&self, address: &SocketAddr) -> bool {
-        !self.is_open() || address.ip().is_loopback()
+    pub fn may_listen(&self, listen: &Listen) -> bool {
+        !self.is_open() || listen.is_private()
     }
 
     pub(crate) fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<(), Problem> {
@@ -206,8 +207,10 @@ mod tests {
     #[test]
     fn without_a_token_only_this_machine_is_served_and_no_other_page() {
         let open = Access::default();
-        let any: SocketAddr = "0.0.0.0:1".parse().unwrap();
-        assert!(!open.may_listen(&any) && open.may_listen(&"127.0.0.1:1".parse().unwrap()));
+        let any = Listen::Tcp("0.0.0.0:1".parse().unwrap());
+        let own = Listen::Tcp("127.0.0.1:1".parse().unwrap());
+        assert!(!open.may_listen(&any) && open.may_listen(&own));
+        assert!(open.may_listen(&Listen::Unix("agent.sock".into())));
         assert!(Access::new(None, Some(CONTROL)).unwrap().may_listen(&any));
         for (host, origin, allowed) in [
             ("localhost:8080", None, true),

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -15,14 +14,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use utoipa::ToSchema;
 
 use super::{App, Problem, Shared};
-use crate::state::{Change, Command, Drill, Event, LimitsChange, StopOrder};
+use crate::orders::{self, KeepAliveBody, LimitsBody, NotRead, StopBody};
+use crate::state::{Command, Drill, Event};
 
 /// Answers that are remembered.
 const ANSWERS_MAX: usize = 512;
 const KEY_BYTES_MAX: usize = 255;
-/// No limit of a job is longer: ten years.
-const SECONDS_MAX: f64 = 315_360_000.0;
-const DOLLARS_MAX: f64 = 1e9;
 
 /// Answers that were given, by their keys.
 #[derive(Default)]
@@ -59,75 +56,11 @@ pub(super) struct Accepted {
     pub accepted: bool,
 }
 
-/// How to end.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StopBody {
-    /// `graceful`: save, publish, leave. `now`: nothing is waited for.
-    #[serde(default)]
-    mode: StopMode,
-    /// Whether a last checkpoint is saved and published.
-    checkpoint: Option<bool>,
-    /// Until when everything must be over.
-    #[schema(minimum = 0, maximum = 315360000)]
-    grace_seconds: Option<f64>,
-    /// Whether the machine is given back.
-    terminate_instance: Option<bool>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum StopMode {
-    #[default]
-    Graceful,
-    Now,
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct KeepAliveBody {
-    /// The job is ended if nobody asks again within this time.
-    #[schema(exclusive_minimum = 0, maximum = 315360000)]
-    ttl_seconds: f64,
-}
-
+/// What to rehearse.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DrillBody {
-    kind: DrillKind,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum DrillKind {
-    Preempt,
-    Stall,
-    StoreOutage,
-    ClockJump,
-    DiskFull,
-}
-
-/// New limits; what is left out stays as it is, `"off"` takes a limit away.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct LimitsBody {
-    max_wall_seconds: Option<Limit>,
-    idle_seconds: Option<Limit>,
-    stall_seconds: Option<Limit>,
-    budget_usd: Option<Limit>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
-enum Limit {
-    To(f64),
-    Off(Off),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum Off {
-    Off,
+    kind: Drill,
 }
 
 /// Reads a body. An empty one is an empty object.
@@ -146,72 +79,14 @@ pub(super) fn read<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Res
         let detail = "expected Content-Type: application/json";
         return Err(Problem::new(status, "unsupported_media_type", detail));
     }
-    let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid",
-            error.to_string(),
-        ),
-        _ => Problem::bad_request(format!("not JSON: {error}")),
+    orders::read_body(body).map_err(|why| match why {
+        NotRead::Invalid(why) => invalid(why),
+        NotRead::NotJson(why) => Problem::bad_request(why),
     })
 }
 
-fn invalid(detail: String) -> Problem {
+pub(super) fn invalid(detail: String) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
-}
-
-fn seconds(name: &str, value: f64) -> Result<Duration, Problem> {
-    if (0.0..=SECONDS_MAX).contains(&value) {
-        return Ok(Duration::from_secs_f64(value));
-    }
-    Err(invalid(format!(
-        "{name}: expected 0 to {SECONDS_MAX}, got {value}"
-    )))
-}
-
-impl StopBody {
-    pub(super) fn order(&self) -> Result<StopOrder, Problem> {
-        let mut order = StopOrder::new(self.mode == StopMode::Now);
-        order.checkpoint = self.checkpoint.unwrap_or(order.checkpoint);
-        order.grace = self
-            .grace_seconds
-            .map(|it| seconds("grace_seconds", it))
-            .transpose()?;
-        order.power_off = self.terminate_instance;
-        Ok(order)
-    }
-}
-
-impl LimitsBody {
-    pub(super) fn change(&self) -> Result<LimitsChange, Problem> {
-        let time = |name: &str, limit: Option<Limit>| {
-            limit
-                .map(|limit| match limit {
-                    Limit::To(value) => seconds(name, value).map(Change::To),
-                    Limit::Off(Off::Off) => Ok(Change::Off),
-                })
-                .transpose()
-        };
-        let budget_usd = match self.budget_usd {
-            None => None,
-            Some(Limit::Off(Off::Off)) => Some(Change::Off),
-            Some(Limit::To(dollars)) if (0.0..=DOLLARS_MAX).contains(&dollars) => {
-                Some(Change::To(dollars))
-            }
-            Some(Limit::To(dollars)) => {
-                return Err(invalid(format!(
-                    "budget_usd: expected 0 or more, got {dollars}"
-                )));
-            }
-        };
-        Ok(LimitsChange {
-            wall: time("max_wall_seconds", self.max_wall_seconds)?,
-            idle: time("idle_seconds", self.idle_seconds)?,
-            stall: time("stall_seconds", self.stall_seconds)?,
-            budget_usd,
-        })
-    }
 }
 
 impl App {
@@ -361,7 +236,8 @@ pub(super) async fn stop(
 ) -> Result<Response, Problem> {
     app.check_job(&id)?;
     app.once("stop", &headers, &body, || {
-        let order = read::<StopBody>(&headers, &body)?.order()?;
+        let order = read::<StopBody>(&headers, &body)?.order();
+        let order = order.map_err(invalid)?;
         app.check_alive()?;
         let shown = app.source.view.now();
         app.command(Command::Stop(order))?;
@@ -400,11 +276,8 @@ pub(super) async fn keepalive(
 ) -> Result<Response, Problem> {
     app.check_job(&id)?;
     app.once("keepalive", &headers, &body, || {
-        let KeepAliveBody { ttl_seconds } = read(&headers, &body)?;
-        let ttl = seconds("ttl_seconds", ttl_seconds)?;
-        if ttl.is_zero() {
-            return Err(invalid("ttl_seconds: expected more than 0".to_owned()));
-        }
+        let ttl = read::<KeepAliveBody>(&headers, &body)?.ttl();
+        let ttl = ttl.map_err(invalid)?;
         app.check_alive()?;
         app.command(Command::KeepAlive(ttl))?;
         Ok(accepted())
@@ -432,13 +305,7 @@ pub(super) async fn drill(
 ) -> Result<Response, Problem> {
     app.check_job(&id)?;
     app.once("drill", &headers, &body, || {
-        let drill = match read::<DrillBody>(&headers, &body)?.kind {
-            DrillKind::Preempt => Drill::Preempt,
-            DrillKind::Stall => Drill::Stall,
-            DrillKind::StoreOutage => Drill::StoreOutage,
-            DrillKind::ClockJump => Drill::ClockJump,
-            DrillKind::DiskFull => Drill::DiskFull,
-        };
+        let DrillBody { kind: drill } = read(&headers, &body)?;
         app.check_alive()?;
         app.command(Command::Drill(drill))?;
         Ok(accepted())
@@ -466,7 +333,8 @@ pub(super) async fn limits(
 ) -> Result<Response, Problem> {
     app.check_job(&id)?;
     app.once("limits", &headers, &body, || {
-        let change = read::<LimitsBody>(&headers, &body)?.change()?;
+        let change = read::<LimitsBody>(&headers, &body)?.change();
+        let change = change.map_err(invalid)?;
         app.check_alive()?;
         app.command(Command::Limits(change))?;
         Ok(accepted())

@@ -209,6 +209,8 @@ pub(super) async fn metrics(State(app): Shared, headers: HeaderMap) -> Response 
             logs: app.source.logs.counts(),
             gpus: &app.source.gpus,
             requests: &requests,
+            store: &app.source.store_requests.so_far(),
+            dcgm_names: app.dcgm_names,
             disk_free_bytes: look.disk_free_bytes,
             memory_bytes: look.memory_bytes,
             oom_kills: look.oom_kills,

@@ -24,7 +24,8 @@ const ENTRIES_MAX: usize = 1_000;
 const POINTS_MAX: usize = 4_000;
 /// Greater ones are no whole numbers in JSON as JavaScript reads it.
 const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// The store is asked for checkpoints this often at most, however many ask us.
+/// The store is asked for checkpoints this often at most, however many ask us, and once more
+/// whenever one was published.
 const HISTORY_EVERY: Duration = Duration::from_secs(10);
 const HISTORY_MAX: Duration = Duration::from_secs(20);
 /// How long a link into the store is good for.
@@ -265,7 +266,14 @@ pub struct CheckpointFile {
 
 /// What the store was last known to hold.
 #[derive(Default)]
-pub(super) struct HistoryCache(Mutex<Option<(Instant, Arc<Vec<Known>>)>>);
+pub(super) struct HistoryCache(Mutex<Option<Cached>>);
+
+struct Cached {
+    at: Instant,
+    /// What was published by then.
+    newest: Option<u64>,
+    known: Arc<Vec<Known>>,
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Known {
@@ -277,10 +285,12 @@ impl App {
     /// The valid history, newest first. One request to the store at a time.
     pub(super) async fn known_history(&self) -> Result<Arc<Vec<Known>>, Problem> {
         let mut cache = self.history.0.lock().await;
-        if let Some((at, known)) = &*cache
-            && at.elapsed() < HISTORY_EVERY
+        let newest = self.source.view.now().status.checkpoint.step;
+        if let Some(cached) = &*cache
+            && cached.at.elapsed() < HISTORY_EVERY
+            && cached.newest == newest
         {
-            return Ok(Arc::clone(known));
+            return Ok(Arc::clone(&cached.known));
         }
         let (store, job) = (&self.source.store, &self.source.job);
         let transfer = Transfer {
@@ -310,7 +320,11 @@ impl App {
             }
         });
         let known = Arc::new(known.collect::<Vec<_>>());
-        *cache = Some((Instant::now(), Arc::clone(&known)));
+        *cache = Some(Cached {
+            at: Instant::now(),
+            newest,
+            known: Arc::clone(&known),
+        });
         Ok(known)
     }
 

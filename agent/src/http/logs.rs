@@ -14,7 +14,7 @@ use crate::logs::{self, Gap, Line, Page};
 const LINES: usize = 1_000;
 const LINES_MAX: usize = 5_000;
 /// A longer text is in no line that anybody looks for.
-const GREP_BYTES_MAX: usize = 1_024;
+const GREP_CHARACTERS_MAX: usize = 256;
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -171,12 +171,12 @@ impl LogQuery {
         let grep_fits = query
             .grep
             .as_ref()
-            .is_none_or(|grep| grep.len() <= GREP_BYTES_MAX);
+            .is_none_or(|grep| grep.chars().count() <= GREP_CHARACTERS_MAX);
         let tail_fits = query.tail.is_none_or(|tail| tail <= LINES_MAX);
         if !(1..=LINES_MAX).contains(&query.limit) || !grep_fits || !tail_fits {
             return Err(Problem::bad_request(format!(
                 "expected limit of 1 to {LINES_MAX}, tail <= {LINES_MAX}, \
-                 grep of at most {GREP_BYTES_MAX} bytes"
+                 grep of at most {GREP_CHARACTERS_MAX} characters"
             )));
         }
         Ok(query)

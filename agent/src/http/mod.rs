@@ -16,6 +16,7 @@ mod page;
 mod problem;
 mod serve;
 mod stream;
+mod tls;
 #[cfg(test)]
 mod tests;
 
@@ -41,12 +42,14 @@ pub use job::{CheckpointItem, CheckpointList, EventPage, SeriesAnswer};
 pub use logs::{LogLine, LogPage};
 pub use openapi::document;
 pub use problem::Problem;
-pub use serve::{Server, Settings};
+pub use serve::{Listen, Server, Settings};
+pub use tls::{Tls, pinned};
 
 use crate::board::View;
 use crate::job::Job;
 use crate::logs::Logs;
 use crate::metrics::gpu::Gpus;
+use crate::metrics::store::Requests;
 use crate::state::Event;
 use crate::storage::Storage;
 
@@ -66,6 +69,7 @@ pub struct Source {
     /// Bounded: a full one is answered by 503.
     pub commands: mpsc::Sender<Event>,
     pub store: Arc<dyn Storage>,
+    pub store_requests: Arc<Requests>,
     pub job: Job,
     pub run_dir: RunDir,
     pub gpus: Gpus,
@@ -78,6 +82,7 @@ pub(crate) struct App {
     source: Source,
     access: Access,
     metrics_open: bool,
+    dcgm_names: bool,
     requests: Mutex<BTreeMap<(String, String, u16), u64>>,
     answered: control::Answered,
     history: job::HistoryCache,
@@ -87,12 +92,13 @@ pub(crate) struct App {
 type Shared = State<Arc<App>>;
 
 impl App {
-    pub(crate) fn new(source: Source, access: Access, metrics_open: bool) -> Self {
+    pub(crate) fn new(source: Source, settings: &Settings) -> Self {
         let machine = machine::Machine::new(source.run_dir.root());
         Self {
             source,
-            access,
-            metrics_open,
+            access: settings.access.clone(),
+            metrics_open: settings.metrics_open,
+            dcgm_names: settings.dcgm_names,
             requests: Mutex::default(),
             answered: control::Answered::default(),
             history: job::HistoryCache::default(),

@@ -3,6 +3,7 @@
 mod control;
 mod output;
 mod parsers;
+mod ways;
 
 use std::time::Duration;
 
@@ -56,15 +57,18 @@ fn site_with(access: Access, token: Option<&'static str>) -> Site {
         logs: Arc::clone(&logs),
         commands: ask,
         store: Arc::new(Memory::default()),
+        store_requests: Arc::default(),
         job: Job::new("sweep/j").unwrap(),
         run_dir,
         gpus: Gpus::default(),
         config: json!({"ttl_seconds": 60}),
     };
     let settings = Settings {
-        listen: Some("127.0.0.1:0".parse().unwrap()),
+        listen: Some(Listen::Tcp("127.0.0.1:0".parse().unwrap())),
+        tls: None,
         access,
         metrics_open: false,
+        dcgm_names: false,
     };
     let server = Server::start(&settings, source).unwrap().unwrap();
     let url = server.url();
@@ -441,9 +445,9 @@ async fn metrics_come_in_the_format_that_is_asked_for_and_count_requests() {
 #[tokio::test]
 async fn a_taken_port_is_passed_over_and_a_closed_server_is_gone() {
     let mut site = site();
-    let taken = site.server.as_ref().unwrap().address();
-    let other = Server::serve(taken, Router::new(), "other").unwrap();
-    assert_ne!(other.address().port(), taken.port());
+    let taken = site.server.as_ref().unwrap().listen().clone();
+    let other = Server::serve(taken.clone(), None, Router::new(), "other").unwrap();
+    assert_ne!(other.listen(), &taken);
     site.server.take().unwrap().close(PATIENCE).await;
     assert!(site.request(Method::GET, "/livez").send().await.is_err());
 }
@@ -452,7 +456,9 @@ async fn a_taken_port_is_passed_over_and_a_closed_server_is_gone() {
 async fn a_peer_that_never_ends_its_head_holds_nobody_up() {
     use tokio::io::AsyncWriteExt as _;
     let site = site();
-    let address = site.server.as_ref().unwrap().address();
+    let Listen::Tcp(address) = *site.server.as_ref().unwrap().listen() else {
+        panic!("a port was asked for");
+    };
     let mut slow = tokio::net::TcpStream::connect(address).await.unwrap();
     slow.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ")
         .await

@@ -1,6 +1,7 @@
 //! What trainers say that write no `events.jsonl`: over HTTP on loopback, or by what they print.
 //! Each becomes a report to the supervisor. Called by the loop.
 
+mod adopt;
 mod body;
 pub mod lines;
 #[cfg(test)]
@@ -10,10 +11,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -23,14 +25,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use tokio::sync::mpsc;
 
+use protocol::RunDir;
+use serde::Deserialize;
+
 pub use lines::{Lines, ParseLogs};
 
-use crate::http::{Access, Problem, Scope, Server};
+use crate::http::{Access, Listen, Problem, Scope, Server};
 use crate::progress::Report;
 use crate::state::Event;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 const BODY_MAX: Duration = Duration::from_secs(10);
+/// A checkpoint of some gigabytes is copied within this.
+const ADOPT_MAX: Duration = Duration::from_secs(1_800);
 /// Reports that wait for the loop; more are refused.
 const REPORTS_MAX: usize = 1_024;
 
@@ -44,19 +51,30 @@ pub struct Ingest {
 struct App {
     access: Access,
     tell: mpsc::Sender<Event>,
+    run_dir: RunDir,
+    /// One checkpoint is taken over at a time.
+    adopting: tokio::sync::Mutex<()>,
+}
+
+/// A directory that the trainer has written and will not write to until it is answered.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckpointBody {
+    dir: PathBuf,
+    step: u64,
 }
 
 impl Ingest {
-    /// Starts to listen. The token is written below `dir`, for this user only.
+    /// Starts to listen. The token is written into the run directory, for this user only.
     ///
     /// # Errors
     /// If the token cannot be written or nothing can be served.
-    pub fn start(dir: &Path, learn: impl FnOnce(&str)) -> io::Result<Self> {
+    pub fn start(run_dir: &RunDir, learn: impl FnOnce(&str)) -> io::Result<Self> {
         let mut random = [0; 16];
         fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
         let token = format!("{:032x}", u128::from_le_bytes(random));
         learn(&token);
-        let token_path = dir.join(".ingest-token");
+        let token_path = run_dir.root().join(".ingest-token");
         fs::remove_file(&token_path).ok();
         let mut options = fs::OpenOptions::new();
         let mut file = options
@@ -67,10 +85,16 @@ impl Ingest {
         file.write_all(token.as_bytes())?;
         let access = Access::new(None, Some(&token)).map_err(io::Error::other)?;
         let (tell, reports) = mpsc::channel(REPORTS_MAX);
-        let app = Arc::new(App { access, tell });
+        let app = Arc::new(App {
+            access,
+            tell,
+            run_dir: run_dir.clone(),
+            adopting: tokio::sync::Mutex::default(),
+        });
         let router = Router::new()
             .route("/ingest/v1/status", post(status))
             .route("/ingest/v1/metrics", post(metrics))
+            .route("/ingest/v1/checkpoint", post(checkpoint))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(middleware::from_fn_with_state(
                 Arc::clone(&app),
@@ -79,7 +103,7 @@ impl Ingest {
             .with_state(app);
         let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Ok(Self {
-            server: Server::serve(anywhere, router, "ingest")?,
+            server: Server::serve(Listen::Tcp(anywhere), None, router, "ingest")?,
             token_path,
             reports,
         })
@@ -101,6 +125,10 @@ impl Ingest {
             (
                 "AGENT_INGEST_URL".into(),
                 format!("{url}/ingest/v1/metrics").into(),
+            ),
+            (
+                "AGENT_INGEST_CHECKPOINT_URL".into(),
+                format!("{url}/ingest/v1/checkpoint").into(),
             ),
             (
                 "AGENT_INGEST_AUTH_FILE".into(),
@@ -126,7 +154,11 @@ async fn from_the_trainer(State(app): State<Arc<App>>, request: Request, next: N
     if let Err(problem) = app.access.check(request.headers(), Scope::Control) {
         return problem.into_response();
     }
-    let answer = tokio::time::timeout(BODY_MAX, next.run(request)).await;
+    let limit = match request.uri().path() {
+        "/ingest/v1/checkpoint" => ADOPT_MAX,
+        _ => BODY_MAX,
+    };
+    let answer = tokio::time::timeout(limit, next.run(request)).await;
     answer.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
 
@@ -141,6 +173,22 @@ async fn metrics(State(app): State<Arc<App>>, body: Bytes) -> Result<StatusCode,
     for report in body::lines(&body).map_err(Problem::bad_request)? {
         app.tell(report)?;
     }
+    Ok(StatusCode::OK)
+}
+
+/// `{"dir": "out/checkpoint-500", "step": 500}`: answered when it is safe in the run directory, and
+/// published by the loop as any other.
+async fn checkpoint(
+    State(app): State<Arc<App>>,
+    Json(body): Json<CheckpointBody>,
+) -> Result<StatusCode, Problem> {
+    let _one = app.adopting.lock().await;
+    let run_dir = app.run_dir.clone();
+    // As the trainer sees it: its working directory is the agent's.
+    let work = move || adopt::adopt(&run_dir, &body.dir, body.step);
+    let adopted = tokio::task::spawn_blocking(work).await;
+    let adopted = adopted.map_err(|_| Problem::unavailable("the agent ends"))?;
+    adopted.map_err(Problem::conflict)?;
     Ok(StatusCode::OK)
 }
 

@@ -155,7 +155,10 @@ fn what_hugging_faces_trainer_posts_is_read() {
 async fn only_who_has_the_token_reports() {
     let dir = tempfile::tempdir().unwrap();
     let mut learned = String::new();
-    let mut ingest = Ingest::start(dir.path(), |token| token.clone_into(&mut learned)).unwrap();
+    let mut ingest = Ingest::start(&RunDir::new(dir.path()), |token| {
+        token.clone_into(&mut learned)
+    })
+    .unwrap();
     let environment = ingest.environment();
     let variable = |name: &str| {
         let found = environment.iter().find(|(known, _)| known == name);
@@ -193,6 +196,23 @@ async fn only_who_has_the_token_reports() {
         200
     );
     assert!(matches!(ingest.next().await, Some(Event::Reported(it)) if it.step == Some(3)));
+    // A directory is taken over before the answer comes; JSON is asked for by its name.
+    let written = dir.path().join("checkpoint-7");
+    fs::create_dir(&written).unwrap();
+    fs::write(written.join("model.bin"), b"weights").unwrap();
+    let body = json!({"dir": written, "step": 7});
+    let ask = || {
+        let request = client.post(variable("AGENT_INGEST_CHECKPOINT_URL"));
+        request.bearer_auth(&token).json(&body).send()
+    };
+    assert_eq!(ask().await.unwrap().status(), 200);
+    assert!(
+        RunDir::new(dir.path())
+            .checkpoint(7)
+            .join("manifest.json")
+            .exists()
+    );
+    assert_eq!(ask().await.unwrap().status(), 409);
     let path = ingest.token_path.clone();
     drop(ingest);
     assert!(!path.exists());

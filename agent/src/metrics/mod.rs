@@ -3,6 +3,7 @@
 
 mod text;
 pub mod gpu;
+pub mod store;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,9 @@ pub struct Sources<'a> {
     pub gpus: &'a Gpus,
     /// By route, method and code.
     pub requests: &'a BTreeMap<(String, String, u16), u64>,
+    pub store: &'a store::Asked,
+    /// Whether GPUs are shown under the names of NVIDIA's exporter as well.
+    pub dcgm_names: bool,
     pub disk_free_bytes: Option<u64>,
     pub memory_bytes: Option<u64>,
     pub oom_kills: Option<u64>,
@@ -37,7 +41,12 @@ pub fn render(sources: &Sources<'_>, format: Format) -> String {
     money(&mut page, status);
     lease(&mut page, status, counters);
     agent(&mut page, sources);
-    gpus(&mut page, sources.gpus);
+    requests(&mut page, sources.store);
+    let gpus = sources.gpus.state();
+    self::gpus(&mut page, &gpus);
+    if sources.dcgm_names {
+        dcgm(&mut page, &gpus);
+    }
     page.end()
 }
 
@@ -148,8 +157,8 @@ fn checkpoints(page: &mut Page, status: &JobStatus, counters: &Counters) {
     page.histogram("checkpoint_duration_seconds", help, &durations);
     page.counters(
         "checkpoints",
-        "Uploads by their result.",
-        "result",
+        "Checkpoints of the trainer, by what became of them.",
+        "outcome",
         &counters.checkpoints,
     );
     let help = "When a checkpoint was last published by this agent.";
@@ -294,11 +303,41 @@ fn agent(page: &mut Page, sources: &Sources<'_>) {
     }
 }
 
-fn gpus(page: &mut Page, sampler: &Gpus) {
-    let state = sampler.state();
+fn requests(page: &mut Page, store: &store::Asked) {
+    let help = "Requests to the store, each try by itself.";
+    let mut family = page.family("store_requests", Kind::Counter, help);
+    for ((operation, outcome), count) in &store.outcomes {
+        let labels = [("operation", *operation), ("outcome", *outcome)];
+        family.sample(&labels, *count as f64);
+    }
+    let labels: Vec<_> = store
+        .seconds
+        .keys()
+        .map(|it| [("operation", *it)])
+        .collect();
+    let seconds = labels.iter().map(|it| &it[..]).zip(store.seconds.values());
+    let help = "Time of a request to the store.";
+    page.histogram("store_request_seconds", help, &seconds.collect::<Vec<_>>());
+}
+
+fn gpus(page: &mut Page, state: &gpu::Sample) {
     let up = f64::from(u8::from(state.is_up()));
     page.gauge("gpu_sampler_up", "Whether the driver answers.", Some(up));
     let gpus = state.gpus();
+    if state.is_up() {
+        let help = "Whether the driver tells of XID errors.";
+        let watched = f64::from(u8::from(state.xids().is_some()));
+        page.gauge("gpu_xid_watched", help, Some(watched));
+        let help = "Critical errors that the driver told of, by their number.";
+        let mut family = page.family("gpu_xid_errors", Kind::Counter, help);
+        for ((index, xid), count) in state.xids().into_iter().flatten() {
+            let of = |gpu: &&crate::status::JobGpu| gpu.index == *index;
+            let uuid = gpus.iter().find(of).map_or("", |gpu| gpu.uuid.as_str());
+            let (index, xid) = (index.to_string(), xid.to_string());
+            let labels = [("gpu", &*index), ("uuid", uuid), ("xid", &*xid)];
+            family.sample(&labels, *count as f64);
+        }
+    }
     type Figure = fn(&crate::status::JobGpu) -> Option<f64>;
     let figures: [(&str, &str, Kind, Figure); 6] = [
         (
@@ -341,6 +380,73 @@ fn gpus(page: &mut Page, sampler: &Gpus) {
         for (gpu, value) in there {
             let index = gpu.index.to_string();
             family.sample(&[("gpu", &index), ("uuid", &gpu.uuid)], value);
+        }
+    }
+}
+
+/// The same figures by the names, labels and units of NVIDIA's DCGM exporter, for dashboards that
+/// know only these.
+fn dcgm(page: &mut Page, state: &gpu::Sample) {
+    const MIB: f64 = 1_048_576.0;
+    type Figure = fn(&crate::status::JobGpu) -> Option<f64>;
+    let figures: [(&str, &str, Kind, Figure); 6] = [
+        (
+            "DCGM_FI_DEV_GPU_UTIL",
+            "GPU utilization, %.",
+            Kind::Gauge,
+            |it| it.util_ratio.map(|ratio| ratio * 100.0),
+        ),
+        (
+            "DCGM_FI_DEV_FB_USED",
+            "Memory used, MiB.",
+            Kind::Gauge,
+            |it| it.mem_used_bytes.map(|bytes| bytes as f64 / MIB),
+        ),
+        (
+            "DCGM_FI_DEV_FB_FREE",
+            "Memory free, MiB.",
+            Kind::Gauge,
+            |it| {
+                let free = it.mem_total_bytes?.saturating_sub(it.mem_used_bytes?);
+                Some(free as f64 / MIB)
+            },
+        ),
+        (
+            "DCGM_FI_DEV_GPU_TEMP",
+            "Temperature, C.",
+            Kind::Gauge,
+            |it| it.temperature_celsius,
+        ),
+        (
+            "DCGM_FI_DEV_POWER_USAGE",
+            "Power draw, W.",
+            Kind::Gauge,
+            |it| it.power_watts,
+        ),
+        (
+            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+            "Energy since boot, mJ.",
+            Kind::Counter,
+            |it| it.energy_joules.map(|joules| joules * 1e3),
+        ),
+    ];
+    for (name, help, kind, figure) in figures {
+        let gpus = state.gpus().iter();
+        let there: Vec<_> = gpus.filter_map(|gpu| Some((gpu, figure(gpu)?))).collect();
+        if there.is_empty() {
+            continue;
+        }
+        let mut family = page.foreign(name, kind, help);
+        for (gpu, value) in there {
+            let index = gpu.index.to_string();
+            let device = format!("nvidia{index}");
+            let labels = [
+                ("gpu", &*index),
+                ("UUID", &gpu.uuid),
+                ("device", &device),
+                ("modelName", &gpu.name),
+            ];
+            family.sample(&labels, value);
         }
     }
 }

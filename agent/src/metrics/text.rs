@@ -75,6 +75,19 @@ impl Page {
         }
     }
 
+    /// A family of somebody else's name, without our prefix. A counter of theirs has no `_total`,
+    /// which OpenMetrics does not allow, so there it is of no known type.
+    pub(super) fn foreign(&mut self, name: &str, kind: Kind, help: &str) -> Family<'_> {
+        let word = match (kind, self.format) {
+            (Kind::Gauge, _) => "gauge",
+            (Kind::Counter, Format::Classic) => "counter",
+            (Kind::Counter, Format::OpenMetrics) => "unknown",
+        };
+        self.head(name, word, help);
+        let name = name.to_owned();
+        Family { page: self, name }
+    }
+
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a text grows");
     }

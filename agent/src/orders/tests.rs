@@ -1,9 +1,16 @@
-//! Commands as texts.
+//! Orders as texts, and back.
+
+use serde_json::json;
 
 use super::*;
+use crate::storage::memory::Memory;
 
 fn parse(text: &str) -> Command {
-    parse_command(text.as_bytes())
+    let order = Order::read(text.as_bytes()).unwrap();
+    // What is written is read as the same.
+    let written = order.record().to_string();
+    assert_eq!(Order::read(written.as_bytes()), Ok(order.clone()));
+    order.command().unwrap()
 }
 
 #[test]
@@ -47,20 +54,77 @@ fn every_command_is_understood() {
 fn what_is_not_understood_says_why() {
     for (text, part) in [
         ("{", "unreadable"),
-        ("[]", "not known"),
+        ("[]", "unreadable"),
+        ("{}", "not known"),
         (r#"{"kind":"explode"}"#, "\"explode\""),
-        (r#"{"kind":"stop","mode":"soon"}"#, "mode"),
+        (
+            r#"{"kind":"stop","mode":"soon"}"#,
+            "mode: unknown variant `soon`",
+        ),
+        (r#"{"kind":"stop","soon":true}"#, "`soon`"),
+        (r#"{"kind":"yield","to":"him"}"#, "`to`"),
         (r#"{"kind":"stop","checkpoint":"yes"}"#, "checkpoint"),
         (r#"{"kind":"stop","grace_seconds":-1}"#, "grace_seconds"),
-        (r#"{"kind":"limits","budget_usd":"much"}"#, "budget_usd"),
+        (
+            r#"{"kind":"limits","budget_usd":"much"}"#,
+            "budget_usd: expected a number or",
+        ),
         (r#"{"kind":"limits","idle_seconds":1e300}"#, "idle_seconds"),
         (r#"{"kind":"keepalive"}"#, "ttl_seconds"),
-        (r#"{"kind":"drill","drill":"fire"}"#, "\"fire\""),
+        (
+            r#"{"kind":"drill","drill":"fire"}"#,
+            "drill: unknown variant `fire`",
+        ),
         (r#"{"kind":"credentials","secret":"s"}"#, "credentials"),
     ] {
-        let Command::Unknown(why) = parse(text) else {
+        let order = Order::read(text.as_bytes());
+        let Err(why) = order.and_then(|order| order.command()) else {
             panic!("{text} is understood");
         };
         assert!(why.contains(part), "{text}: {why}");
     }
+}
+
+#[test]
+fn a_request_takes_the_words_of_the_store() {
+    let read = |text: &str| read_body::<LimitsBody>(text.as_bytes());
+    assert_eq!(read(""), Ok(LimitsBody::default()));
+    let off = Some(Limit::Off(Off::Off));
+    let idle = read(r#"{"idle_seconds": "off"}"#).unwrap().idle_seconds;
+    assert_eq!(idle, off);
+    for (text, part) in [
+        (r#"{"idle_seconds": "never"}"#, "idle_seconds: "),
+        (r#"{"idle": 3}"#, "`idle`"),
+        (r#"{"idle_seconds": 1, "idle_seconds": 2}"#, "duplicate"),
+        ("[]", "invalid type"),
+    ] {
+        let Err(NotRead::Invalid(why)) = read(text) else {
+            panic!("{text} is read");
+        };
+        assert!(why.contains(part), "{text}: {why}");
+    }
+    for text in ["{", "{} {}", "nothing"] {
+        assert!(matches!(read(text), Err(NotRead::NotJson(_))), "{text}");
+    }
+    for drill in Drill::ALL {
+        let body = Order::Drill(drill).body();
+        assert_eq!(body, json!({"kind": drill.name()}));
+    }
+}
+
+#[tokio::test]
+async fn orders_are_left_one_behind_the_other() {
+    let (store, job) = (Memory::default(), Job::new("j").unwrap());
+    let stop = Order::Stop(StopBody {
+        mode: StopMode::Now,
+        ..StopBody::default()
+    });
+    for (number, order) in [(1, &Order::Yield), (2, &stop), (3, &Order::Checkpoint)] {
+        assert_eq!(leave(&store, &job, order).await.unwrap(), number);
+        let left = store.get(&job.control(number)).await.unwrap();
+        assert_eq!(Order::read(&left.bytes).as_ref(), Ok(order));
+    }
+    // A number that was left out is not taken later: the holder may be past it.
+    store.create(&job.control(9), "{}".into()).await.unwrap();
+    assert_eq!(leave(&store, &job, &stop).await.unwrap(), 10);
 }

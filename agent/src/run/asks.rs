@@ -13,7 +13,7 @@ use super::power::{spent_before, spent_while_stopped};
 use super::{
     Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
 };
-use crate::checkpoints::{self, Finding, Published as Outcome, Source, Upload};
+use crate::checkpoints::{self, CheckpointError, Finding, Published as Outcome, Source, Upload};
 use crate::clock::Moment;
 use crate::job::{
     BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
@@ -91,7 +91,11 @@ impl Executor {
                         let bytes = commit.bytes();
                         Ok(Published { bytes, took })
                     }
-                    Err(error) => Err(checkpoint_fault(&error)),
+                    Err(error) => {
+                        let fenced = matches!(error, CheckpointError::NotPermitted { .. });
+                        self.board.unpublished(fenced);
+                        Err(checkpoint_fault(&error))
+                    }
                 };
                 Event::PublishEnded {
                     epoch,

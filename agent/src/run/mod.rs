@@ -37,6 +37,7 @@ use crate::lease::{self, Look, Terms};
 use crate::logs::{Console, Logs};
 use crate::machine::{Switch, Webhook};
 use crate::metrics::gpu::Gpus;
+use crate::metrics::store::Requests;
 use crate::reaper::{self, Request, Signals};
 use crate::redact::Redactor;
 use crate::state::{Action, Event, Fault, Level, Settings, State};
@@ -194,6 +195,7 @@ pub(crate) struct Executor {
     board: Board,
     more: More,
     gpus: Gpus,
+    store_requests: Arc<Requests>,
     lines: Lines,
     /// Where the trainer finds who listens to its reports.
     trainer_env: Vec<(OsString, OsString)>,
@@ -280,13 +282,15 @@ pub async fn run_with(options: Options, face: Face) -> Result<ExitStatus, Error>
 
 impl Executor {
     pub(crate) fn new(
-        options: Options,
+        mut options: Options,
         local: Local,
         logs: Logs,
         tell: mpsc::UnboundedSender<Message>,
         quiet: Quiet,
     ) -> Self {
         let run_dir = options.run_dir.clone();
+        let (store, store_requests) = Requests::over(options.store);
+        options.store = store;
         let state = State::new(options.settings.clone(), options.clock.now());
         let board = Board::new(Arc::clone(&options.redactor));
         Self {
@@ -321,6 +325,7 @@ impl Executor {
             board,
             more: More::default(),
             gpus: Gpus::default(),
+            store_requests,
             lines: Lines::new(ParseLogs::Never),
             trainer_env: Vec::new(),
             options: Arc::new(options),

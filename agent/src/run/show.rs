@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Executor, asks};
-use crate::http::{Server, Settings, Source};
+use crate::http::{Listen, Server, Settings, Source};
 use crate::ingest::{Ingest, Lines, ParseLogs};
 use crate::metrics::gpu::Gpus;
 use crate::state::{Event, Level};
@@ -15,8 +15,8 @@ use crate::status::{self, Extra, JobInstance, JobStatus};
 
 /// Commands that wait for the loop.
 const COMMANDS_MAX: usize = 256;
-/// How long readers have to hear the end.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How long readers have to hear the end; the agent leaves as soon as all have.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How the agent shows itself.
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Executor {
         self.lines = Lines::new(face.parse_logs);
         let ingest = face.ingest.then(|| {
             let learn = |token: &str| self.options.redactor.learn(token);
-            Ingest::start(self.options.run_dir.root(), learn)
+            Ingest::start(&self.options.run_dir, learn)
         });
         let ingest = match ingest.transpose() {
             Ok(ingest) => ingest,
@@ -85,6 +85,7 @@ impl Executor {
                 logs: Arc::clone(&self.logs),
                 commands: ask.clone(),
                 store: Arc::clone(&self.options.store),
+                store_requests: Arc::clone(&self.store_requests),
                 job: self.options.job.clone(),
                 run_dir: self.options.run_dir.clone(),
                 gpus: self.gpus.clone(),
@@ -111,10 +112,14 @@ impl Executor {
 
     /// Says where the server is reached, to people and in the status.
     fn tell_address(&mut self, settings: &Settings, server: &Server) {
-        let address = server.address();
+        let listen = server.listen();
         let switch = self.options.machine.switch.as_ref();
-        let switch = switch.filter(|_| !address.ip().is_loopback());
-        let public = switch.and_then(|switch| switch.adapter().public_url(address.port()));
+        let public = match listen {
+            Listen::Tcp(address) if !listen.is_private() => {
+                switch.and_then(|switch| switch.adapter().public_url(address.port()))
+            }
+            _ => None,
+        };
         let url = public.unwrap_or_else(|| server.url());
         let who = if settings.access.is_open() {
             "for this machine only, without a token"
@@ -122,12 +127,25 @@ impl Executor {
             "to those who have a token"
         };
         self.say(Level::Info, &format!("served at {url}, {who}"));
-        let elsewhere = |wanted: std::net::SocketAddr| wanted.port() != 0 && wanted != address;
-        if settings.listen.is_some_and(elsewhere) {
+        let fingerprint = settings
+            .tls
+            .as_ref()
+            .map(|tls| tls.fingerprint().to_owned());
+        if let Some(fingerprint) = &fingerprint {
+            self.say(
+                Level::Info,
+                &format!("fingerprint of its certificate: {fingerprint}"),
+            );
+        }
+        if let (Some(Listen::Tcp(wanted)), Listen::Tcp(address)) = (&settings.listen, listen)
+            && wanted.port() != 0
+            && wanted != address
+        {
             self.say(Level::Warning, "the port that was asked for is taken");
         }
         let instance = self.more.instance.get_or_insert_with(JobInstance::default);
         instance.url = Some(url);
+        instance.tls_fingerprint = fingerprint;
     }
 
     /// Whose machine this is, as far as that is known.

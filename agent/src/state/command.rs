@@ -1,7 +1,11 @@
 //! What a person or an orchestrator may ask of a running job: over HTTP, or through `control/` in
 //! the store. Both say the same.
 
+use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What may be asked of a running job.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,13 +82,15 @@ impl Command {
 }
 
 /// What can be rehearsed on a live job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Drill {
     /// A notice as the provider would give it.
     Preempt,
     /// The trainer makes no progress.
     Stall,
     /// No request reaches the store for a while.
+    #[serde(rename = "s3-outage")]
     StoreOutage,
     /// The wall clock jumps.
     ClockJump,
@@ -102,7 +108,7 @@ impl Drill {
         Self::DiskFull,
     ];
 
-    /// The word for it.
+    /// The word for it, on the command line, in `control/` and over HTTP.
     pub fn name(self) -> &'static str {
         match self {
             Self::Preempt => "preempt",
@@ -111,5 +117,17 @@ impl Drill {
             Self::ClockJump => "clock-jump",
             Self::DiskFull => "disk-full",
         }
+    }
+}
+
+impl FromStr for Drill {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|drill| drill.name() == name);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("expected one of {names}, got {name:?}")
+        })
     }
 }

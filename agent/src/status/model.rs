@@ -177,7 +177,7 @@ pub struct JobInstance {
     /// Where this API is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// SHA-256 of the certificate, where the API speaks TLS with one of its own making.
+    /// SHA-256 of the certificate, lower-case hexadecimal, where the API speaks TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_fingerprint: Option<String>,
 }

@@ -15,13 +15,12 @@ use tokio::time::timeout;
 use super::{Rungs, SweepError, Verdict};
 use crate::clock::{Clock, Moment};
 use crate::follow::Events;
-use crate::job::{Job, list_all, to_bytes};
-use crate::storage::{Created, Storage};
+use crate::job::Job;
+use crate::orders::{Order, StopBody, StopMode, leave};
+use crate::storage::Storage;
 
 /// Between two looks at the run.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Keys of commands tried for one; others may give commands, too.
-const KEYS_MAX: u64 = 16;
 /// Reads of the events file in one look.
 const READS_MAX: usize = 64;
 
@@ -164,18 +163,15 @@ impl Watcher {
 
 /// Asks whoever runs a job to stop.
 async fn order_stop(store: &dyn Storage, job: &Job, now: bool) -> Result<(), SweepError> {
-    let mode = if now { "now" } else { "graceful" };
-    let body = serde_json::json!({"kind": "stop", "mode": mode});
-    let listed = list_all(store, &job.controls()).await?;
-    let last = listed
-        .iter()
-        .filter_map(|entry| job.parse_control(&entry.key))
-        .max();
-    let first = last.map_or(1, |last| last + 1);
-    for n in first..first + KEYS_MAX {
-        if let Created::New(_) = store.create(&job.control(n), to_bytes(&body)).await? {
-            return Ok(());
-        }
-    }
+    let mode = if now {
+        StopMode::Now
+    } else {
+        StopMode::Graceful
+    };
+    let stop = StopBody {
+        mode,
+        ..StopBody::default()
+    };
+    leave(store, job, &Order::Stop(stop)).await?;
     Ok(())
 }

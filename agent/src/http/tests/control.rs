@@ -41,7 +41,7 @@ async fn commands_reach_the_supervisor_as_they_were_meant() {
         Some(Command::KeepAlive(Duration::from_secs(900)))
     );
     assert_eq!(
-        site.post("drill", json!({"kind": "store_outage"}))
+        site.post("drill", json!({"kind": "s3-outage"}))
             .await
             .status(),
         202

@@ -4,11 +4,12 @@ use axum::http::HeaderMap;
 use proptest::prelude::*;
 
 use crate::http::access::{Access, Scope};
-use crate::http::control::{self, LimitsBody, StopBody};
+use crate::http::control;
 use crate::http::files::safe;
 use crate::http::logs::cursor;
 use crate::logs::first_seq;
 use crate::metrics::Format;
+use crate::orders::{LimitsBody, StopBody};
 
 fn json() -> HeaderMap {
     HeaderMap::from_iter([(
@@ -33,8 +34,10 @@ proptest! {
     #[test]
     fn a_body_is_a_command_or_a_problem(body: Vec<u8>) {
         for problem in [
-            control::read::<StopBody>(&json(), &body).and_then(|body| body.order()).err(),
-            control::read::<LimitsBody>(&json(), &body).and_then(|body| body.change()).err(),
+            control::read::<StopBody>(&json(), &body)
+                .and_then(|body| body.order().map_err(control::invalid)).err(),
+            control::read::<LimitsBody>(&json(), &body)
+                .and_then(|body| body.change().map_err(control::invalid)).err(),
         ].into_iter().flatten() {
             prop_assert!((400..500).contains(&problem.status));
         }
@@ -44,7 +47,7 @@ proptest! {
     fn numbers_of_a_body_are_in_bounds(seconds: f64, dollars: f64) {
         let body = serde_json::json!({"max_wall_seconds": seconds, "budget_usd": dollars});
         let change = control::read::<LimitsBody>(&json(), body.to_string().as_bytes())
-            .and_then(|body| body.change());
+            .and_then(|body| body.change().map_err(control::invalid));
         // JSON has no numbers that are not finite: they are null, which changes nothing.
         let fits = |value: f64, most: f64| !value.is_finite() || (0.0..=most).contains(&value);
         let sound = fits(seconds, 315_360_000.0) && fits(dollars, 1e9);
