@@ -1,8 +1,8 @@
 //! The live stream of a job as server-sent events: output, progress, changes, checkpoints, the end.
 //! A reader that falls behind reads on from its cursor; nothing is kept for it.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::logs;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Progress is told this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Where output flows, a reader is woken this often at most: what came meanwhile goes out as one.
+const LINES_EVERY: Duration = Duration::from_millis(100);
 /// Lines that are read at once.
 const LINES: usize = 256;
 const LAST_READS_MAX: usize = 256;
@@ -45,7 +47,10 @@ struct Reader {
     after: Option<u64>,
     newest: watch::Receiver<u64>,
     shown: watch::Receiver<Arc<Shown>>,
-    waiting: VecDeque<Bytes>,
+    /// Events as they will be sent, one after the other.
+    waiting: Vec<u8>,
+    /// Until then lines are left to gather; `None` = the next one is read at once.
+    lines_at: Option<Instant>,
     said: Said,
     beat_at: Instant,
     progress_at: Instant,
@@ -106,7 +111,8 @@ pub(super) async fn stream(
         after,
         newest,
         shown,
-        waiting: VecDeque::from([Bytes::from_static(b"retry: 3000\n\n")]),
+        waiting: b"retry: 3000\n\n".to_vec(),
+        lines_at: None,
         said: Said::default(),
         beat_at: Instant::now() + HEARTBEAT,
         progress_at: Instant::now(),
@@ -127,36 +133,41 @@ pub(super) async fn stream(
     Ok(response)
 }
 
-/// An event as it is sent. JSON in one line has no line ends of its own.
-fn event(name: &str, id: Option<u64>, data: &impl Serialize) -> Bytes {
-    let data = serde_json::to_string(data).expect("events hold texts and numbers");
-    let id = id.map_or_else(String::new, |seq| {
-        format!("id: {}.{}\n", seq >> 32, seq & 0xffff_ffff)
-    });
-    Bytes::from(format!("event: {name}\n{id}data: {data}\n\n"))
+/// Adds an event as it is sent. JSON in one line has no line ends of its own.
+fn add(waiting: &mut Vec<u8>, name: &str, id: Option<u64>, data: &impl Serialize) {
+    write!(waiting, "event: {name}\n").expect("memory grows");
+    if let Some(seq) = id {
+        write!(waiting, "id: {}.{}\n", seq >> 32, seq & 0xffff_ffff).expect("memory grows");
+    }
+    waiting.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *waiting, data).expect("events hold texts and numbers");
+    waiting.extend_from_slice(b"\n\n");
 }
 
 impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(event) = self.waiting.pop_front() {
+            if !self.waiting.is_empty() {
                 self.beat_at = Instant::now() + HEARTBEAT;
-                return Some(event);
+                return Some(Bytes::from(std::mem::take(&mut self.waiting)));
             }
             if self.over {
                 return None;
             }
             tokio::select! {
-                changed = self.newest.changed() => match changed {
+                changed = self.newest.changed(), if self.lines_at.is_none() => match changed {
                     Ok(()) => self.read_lines(),
                     Err(_) => self.over = true,
                 },
+                () = sleep_until(self.lines_at.unwrap_or(self.beat_at)), if self.lines_at.is_some() => {
+                    self.lines_at = None;
+                }
                 changed = self.shown.changed() => match changed {
                     Ok(()) => self.read_shown(),
                     Err(_) => self.over = true,
                 },
                 () = sleep_until(self.beat_at) => {
-                    self.waiting.push_back(Bytes::from_static(b": heartbeat\n\n"));
+                    self.waiting.extend_from_slice(b": heartbeat\n\n");
                 }
             }
         }
@@ -171,18 +182,19 @@ impl Reader {
         let page = self.app.source.logs.page(&query);
         if page.has_more {
             self.newest.mark_changed();
+        } else {
+            self.lines_at = Some(Instant::now() + LINES_EVERY);
         }
         // A reader that began with the newest lines has missed nothing.
         if self.after.is_some()
             && let Some(gap) = self.app.gap_before(&page, self.after)
         {
-            self.waiting.push_back(event("gap", None, &gap));
+            add(&mut self.waiting, "gap", None, &gap);
         }
         self.after = page.next;
         for line in page.lines {
             let seq = line.seq;
-            self.waiting
-                .push_back(event("log", Some(seq), &LogLine::from(line)));
+            add(&mut self.waiting, "log", Some(seq), &LogLine::from(line));
         }
     }
 
@@ -191,20 +203,18 @@ impl Reader {
         let status = &shown.status;
         let state = (status.status.clone(), status.phase.clone());
         if self.said.state.as_ref() != Some(&state) {
-            self.waiting.push_back(event("status", None, status));
+            add(&mut self.waiting, "status", None, status);
             self.said.state = Some(state);
         }
         if status.checkpoint.step.is_some() && status.checkpoint.step != self.said.checkpoint {
-            self.waiting
-                .push_back(event("checkpoint", None, &status.checkpoint));
+            add(&mut self.waiting, "checkpoint", None, &status.checkpoint);
             self.said.checkpoint = status.checkpoint.step;
         }
         let now = Instant::now();
         if status.progress.updated_at != self.said.progress
             && (shown.over || now >= self.progress_at)
         {
-            self.waiting
-                .push_back(event("progress", None, &status.progress));
+            add(&mut self.waiting, "progress", None, &status.progress);
             self.said.progress.clone_from(&status.progress.updated_at);
             self.progress_at = now + PROGRESS_EVERY;
         }
@@ -222,7 +232,7 @@ impl Reader {
                 "reason": status.reason,
                 "exit": status.exit,
             });
-            self.waiting.push_back(event("end", None, &end));
+            add(&mut self.waiting, "end", None, &end);
             self.over = true;
         }
     }

@@ -89,7 +89,7 @@ fn values_are_in_base_units_under_the_names_that_are_specified() {
         "anneal_work_at_risk_dollars 0.005",
         "anneal_cost_dollars_total 0.25",
         "anneal_store_requests_total{operation=\"create\",outcome=\"ok\"} 4.0",
-        "anneal_store_request_seconds_count{operation=\"create\"} 3",
+        "anneal_store_request_seconds_count{operation=\"create\"} 3.0",
         "anneal_lease_renewals_total{result=\"held\"} 7.0",
         "anneal_preemption_notices_total{source=\"a \\\"quoted\\\"\\\\\\nsource\"} 1.0",
         "anneal_http_requests_total{route=\"/livez\",method=\"GET\",code=\"200\"} 5.0",
@@ -134,6 +134,45 @@ fn open_metrics_names_counters_and_infos_its_own_way_and_ends() {
     let accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.1";
     assert_eq!(Format::wanted(accept), Format::OpenMetrics);
     assert_eq!(Format::wanted("text/plain, */*"), Format::Classic);
+}
+
+#[test]
+fn gpus_have_the_names_of_nvidias_exporter_where_they_are_wanted() {
+    let seen = gpu::Sample::Seen {
+        gpus: vec![JobGpu {
+            index: 1,
+            uuid: "GPU-1".to_owned(),
+            name: "H100".to_owned(),
+            util_ratio: Some(0.5),
+            mem_used_bytes: Some(3 << 20),
+            mem_total_bytes: Some(4 << 20),
+            energy_joules: Some(2.0),
+            ..JobGpu::default()
+        }],
+        xids: Some(BTreeMap::from([((1, 79), 2)])),
+    };
+    let write = |format| {
+        let mut page = Page::new(format);
+        gpus(&mut page, &seen);
+        dcgm(&mut page, &seen);
+        page.end()
+    };
+    let labels = "{gpu=\"1\",UUID=\"GPU-1\",device=\"nvidia1\",modelName=\"H100\"}";
+    let text = write(Format::Classic);
+    for line in [
+        "anneal_gpu_xid_watched 1.0".to_owned(),
+        "anneal_gpu_xid_errors_total{gpu=\"1\",uuid=\"GPU-1\",xid=\"79\"} 2.0".to_owned(),
+        format!("DCGM_FI_DEV_GPU_UTIL{labels} 50.0"),
+        format!("DCGM_FI_DEV_FB_USED{labels} 3.0"),
+        format!("DCGM_FI_DEV_FB_FREE{labels} 1.0"),
+        "# TYPE DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION counter".to_owned(),
+        format!("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{labels} 2000.0"),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(!text.contains("GPU_TEMP"), "what is not known is not there");
+    let open = write(Format::OpenMetrics);
+    assert!(open.contains("# TYPE DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION unknown"));
 }
 
 #[test]

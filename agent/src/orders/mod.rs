@@ -269,6 +269,15 @@ fn from<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 /// If it is not JSON, or not this type.
 pub fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, NotRead> {
     let body = if body.is_empty() { b"{}" } else { body };
+    // Serde would take a list of the fields for them.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(
+            match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+                Ok(_) => NotRead::Invalid("expected an object, got a list".to_owned()),
+                Err(error) => NotRead::NotJson(format!("not JSON: {error}")),
+            },
+        );
+    }
     // Looked at as it is written, so that a field that is there twice is seen.
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(&mut json);

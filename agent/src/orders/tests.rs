@@ -96,7 +96,8 @@ fn a_request_takes_the_words_of_the_store() {
         (r#"{"idle_seconds": "never"}"#, "idle_seconds: "),
         (r#"{"idle": 3}"#, "`idle`"),
         (r#"{"idle_seconds": 1, "idle_seconds": 2}"#, "duplicate"),
-        ("[]", "invalid type"),
+        ("[]", "expected an object"),
+        ("[1, 2, 3, 4]", "expected an object"),
     ] {
         let Err(NotRead::Invalid(why)) = read(text) else {
             panic!("{text} is read");
