@@ -381,7 +381,8 @@ def ended(it, title):
 def check_finished(programs, browser, shoot):
     """A run that comes to its end is said to be complete, with its last values."""
     short = ["--max_iters=1500", "--lr_decay_iters=1500", "--eval_interval=100"]
-    agent = Agent(programs, [*short, "--checkpoint_interval=500"])
+    flags = priced(programs)
+    agent = Agent(programs, [*short, "--checkpoint_interval=500"], flags=flags)
     try:
         with Page(browser, agent.proxy.url) as it:
             it.enter()
@@ -400,7 +401,8 @@ def check_failed(programs, browser, shoot):
     # Warms up to a learning rate that no model bears.
     hot = ["--learning_rate=30", "--min_lr=30", "--warmup_iters=20000", "--grad_clip=0"]
     hot += ["--max_iters=30000", "--lr_decay_iters=30000", "--eval_interval=100"]
-    agent = Agent(programs, [*hot, "--checkpoint_interval=200"])
+    flags = priced(programs)
+    agent = Agent(programs, [*hot, "--checkpoint_interval=200"], flags=flags)
     try:
         with Page(browser, agent.proxy.url) as it:
             it.enter()
@@ -412,6 +414,11 @@ def check_failed(programs, browser, shoot):
             shoot(it, "failed")
     finally:
         agent.close()
+
+
+def priced(options):
+    """Flags of the agent that let the card of costs show."""
+    return [f"--price={options.price}", "--budget=5"] if options.price else []
 
 
 def look_at(url, token, browser, shoot):
@@ -448,6 +455,7 @@ def main():
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--only", nargs="+", metavar="CHECK")
     parser.add_argument("--shots", type=Path)
+    parser.add_argument("--price", help="dollars an hour, for the pictures: as of `agent run`")
     parser.add_argument("--url")
     parser.add_argument("--token-file", type=Path)
     options = parser.parse_args()
@@ -483,7 +491,7 @@ def main():
             attempt(look_at, options.url, token, browser, shoot)
         else:
             if not options.only or {c.__name__[6:] for c in CHECKS} & set(options.only):
-                agent = Agent(options, LONG)
+                agent = Agent(options, LONG, flags=priced(options))
                 try:
                     for check in CHECKS:
                         more = [shoot] if check is check_looks else []

@@ -38,11 +38,12 @@ scrape_configs:
     static_configs: [{targets: ["$address"]}]
 END
 promtool check config prometheus.yml
+port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 prometheus --config.file=prometheus.yml --storage.tsdb.path=data \
-    --web.listen-address=127.0.0.1:19090 > prometheus.log 2>&1 &
+    "--web.listen-address=127.0.0.1:$port" > prometheus.log 2>&1 &
 pids="$pids $!"
 for _ in $(seq 100); do
-    answer=$(curl -fsS 'http://127.0.0.1:19090/api/v1/query?query=anneal_train_loss' || true)
+    answer=$(curl -fsS "http://127.0.0.1:$port/api/v1/query?query=anneal_train_loss" || true)
     case $answer in
         *'"2.5"'*) echo "prometheus has the loss: $answer"; exit 0 ;;
     esac
