@@ -135,9 +135,9 @@ pub(super) async fn stream(
 
 /// Adds an event as it is sent. JSON in one line has no line ends of its own.
 fn add(waiting: &mut Vec<u8>, name: &str, id: Option<u64>, data: &impl Serialize) {
-    write!(waiting, "event: {name}\n").expect("memory grows");
+    writeln!(waiting, "event: {name}").expect("memory grows");
     if let Some(seq) = id {
-        write!(waiting, "id: {}.{}\n", seq >> 32, seq & 0xffff_ffff).expect("memory grows");
+        writeln!(waiting, "id: {}.{}", seq >> 32, seq & 0xffff_ffff).expect("memory grows");
     }
     waiting.extend_from_slice(b"data: ");
     serde_json::to_writer(&mut *waiting, data).expect("events hold texts and numbers");
