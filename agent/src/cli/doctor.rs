@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::face::Listen;
+use super::face::Place;
 use crate::doctor::{Asked, examine};
 use crate::error::{Error, ExitStatus};
 use crate::provider::{Kind, environment};
@@ -18,10 +18,10 @@ pub(super) struct Doctor {
     /// The trainer's directory on this machine.
     #[arg(long, env = "AGENT_RUN_DIR", default_value = "runs")]
     run_dir: PathBuf,
-    /// Address of the HTTP API, or "off".
+    /// Address of the HTTP API: host:port, unix:/path or off.
     #[arg(long, env = "AGENT_LISTEN", value_parser = super::face::listen,
           default_value = "127.0.0.1:8080")]
-    listen: Listen,
+    listen: Place,
     /// Dollars an hour, where the provider does not say.
     #[arg(long, env = "AGENT_PRICE")]
     price: Option<f64>,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{Asked, Check};
 use crate::error::ExitStatus;
-use crate::http::Access;
+use crate::http::{Access, Listen};
 
 /// What signs requests to a bucket, and what else there may be for a provider's API.
 pub(super) fn credentials(asked: &Asked) -> Check {
@@ -88,33 +88,48 @@ pub(super) fn tokens(asked: &Asked) -> Check {
     } else {
         "a token"
     };
-    let Some(address) = asked.listen else {
+    let Some(listen) = &asked.listen else {
         return Check::ok("api", format!("off, {token}"));
     };
-    if !access.may_listen(&address) {
+    if !access.may_listen(listen) {
         return Check::error(
             "api",
             ExitStatus::Usage,
-            format!("{address} with {token}: anybody could stop the job, so agent run refuses"),
+            format!("{listen} with {token}: anybody could stop the job, so agent run refuses"),
             "set AGENT_TOKEN (openssl rand -hex 32), or listen on 127.0.0.1",
         );
     }
-    if let Err(error) = TcpListener::bind(address) {
-        return Check::warning(
-            "api",
-            format!("{address} cannot be had: {error}"),
-            "another agent at work? --listen with another port",
-        );
-    }
-    let reach = if address.ip().is_loopback() {
-        "this machine only"
-    } else {
-        "others, too"
+    let (free, reach) = match listen {
+        Listen::Tcp(address) if listen.is_private() => {
+            (TcpListener::bind(address), "this machine only")
+        }
+        Listen::Tcp(address) => (TcpListener::bind(address), "others, too"),
+        Listen::Unix(path) => {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            return match folder.is_none_or(Path::is_dir) {
+                true => Check::ok("api", format!("{listen}, reached by this user only")),
+                false => Check::error(
+                    "api",
+                    ExitStatus::Usage,
+                    format!("{listen}: its folder is not there"),
+                    "mkdir it first",
+                ),
+            };
+        }
     };
-    Check::ok(
-        "api",
-        format!("{address} is free, {token}, reached by {reach}"),
-    )
+    match free {
+        Ok(_) => Check::ok(
+            "api",
+            format!("{listen} is free, {token}, reached by {reach}"),
+        ),
+        Err(error) => Check::warning(
+            "api",
+            format!("{listen} cannot be had: {error}"),
+            "another agent at work? --listen with another port",
+        ),
+    }
 }
 
 /// Whether signals and orphans reach somebody who knows what to do.

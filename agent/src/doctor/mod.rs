@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::ExitStatus;
+use crate::http::Listen;
 use crate::provider::{Environment, Kind};
 
 /// For each check; together they take no longer.
@@ -160,8 +161,8 @@ pub struct Asked {
     pub provider: Option<Kind>,
     /// Where the trainer's directory will be.
     pub run_dir: PathBuf,
-    /// The address of the HTTP API; `None` = off.
-    pub listen: Option<std::net::SocketAddr>,
+    /// Where the HTTP API is to be; `None` = off.
+    pub listen: Option<Listen>,
     /// Dollars an hour, where that is told.
     pub price: Option<f64>,
     /// Where variables are looked up.

@@ -10,6 +10,7 @@ use super::remote::{host_of, own_clock, power_off, price, skew};
 use super::{Asked, Check, Report, Verdict, machine, place};
 use crate::cgroup::{Memory, Version};
 use crate::error::ExitStatus;
+use crate::http::Listen;
 use crate::provider::{Instance, Kind};
 
 fn asked(variables: &[(&str, &str)]) -> Asked {
@@ -21,7 +22,7 @@ fn asked(variables: &[(&str, &str)]) -> Asked {
         store: Some("s3://bucket/prefix".to_owned()),
         provider: None,
         run_dir: "runs".into(),
-        listen: Some("127.0.0.1:0".parse().unwrap()),
+        listen: Some(Listen::Tcp("127.0.0.1:0".parse().unwrap())),
         price: None,
         environment: Arc::new(move |name| variables.get(name).cloned()),
     }
@@ -63,7 +64,7 @@ fn credentials_are_named_and_never_shown() {
 #[test]
 fn an_open_door_is_an_error_before_the_agent_refuses_it() {
     let anywhere = |variables| Asked {
-        listen: Some("0.0.0.0:0".parse().unwrap()),
+        listen: Some(Listen::Tcp("0.0.0.0:0".parse().unwrap())),
         ..asked(variables)
     };
     assert_eq!(machine::tokens(&asked(&[])).status, Verdict::Ok);
@@ -80,10 +81,19 @@ fn an_open_door_is_an_error_before_the_agent_refuses_it() {
     );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = Asked {
-        listen: Some(taken.local_addr().unwrap()),
+        listen: Some(Listen::Tcp(taken.local_addr().unwrap())),
         ..asked(&[])
     };
     assert_eq!(machine::tokens(&busy).status, Verdict::Warning);
+    let socket = |path: &str| Asked {
+        listen: Some(Listen::Unix(path.into())),
+        ..asked(&[])
+    };
+    assert_eq!(machine::tokens(&socket("/tmp/a")).status, Verdict::Ok);
+    assert_eq!(
+        machine::tokens(&socket("/no/such/a")).status,
+        Verdict::Error
+    );
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn of(name: &str, words: &[&str]) -> (Config, ModelConfig) {
             config.vocab_size
         },
         bias: config.bias,
+        gelu: crate::model::Gelu::default(),
     };
     (config, model)
 }
