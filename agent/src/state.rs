@@ -49,6 +49,8 @@ pub enum OnLost {
 pub struct Settings {
     pub lease: LeaseMode,
     pub on_lost: OnLost,
+    /// Whether the store can be told other keys.
+    pub takes_keys: bool,
     /// Claim a job that has ended, to go on with it.
     pub again: bool,
     /// How long a lease outlives its last beat.

@@ -105,6 +105,14 @@ fn obey(
             Ok(())
         }
         Command::Drill(drill) => rehearse(state, drill, now, todo),
+        Command::Renew(_) if !state.settings.takes_keys => {
+            Err("credentials: this store is not opened with keys".to_owned())
+        }
+        Command::Renew(keys) => {
+            say(todo, Level::Info, "the store is asked with new keys");
+            todo.push(Action::Renew(keys));
+            Ok(())
+        }
         Command::Unknown(why) => Err(why),
     };
     if let Err(why) = &done {

@@ -13,6 +13,7 @@ mod proxy;
 mod machine;
 mod agent;
 mod agent_s3;
+mod keys;
 mod sweep;
 mod estimate;
 mod doctor;

@@ -53,6 +53,8 @@ pub(crate) struct Asked {
     pub(crate) bytes: u64,
     /// Part of an object is asked for.
     pub(crate) ranged: bool,
+    /// The session that its keys are of.
+    pub(crate) session: Option<String>,
 }
 
 type Rule = Box<dyn FnMut(&Asked) -> Fate + Send>;
@@ -208,6 +210,9 @@ impl Way {
             creates: headers.contains_key("if-none-match"),
             bytes: request.body().size_hint().lower(),
             ranged: headers.contains_key("range"),
+            session: headers
+                .get("x-amz-security-token")
+                .map(|token| String::from_utf8_lossy(token.as_bytes()).into_owned()),
         };
         let fate = match &mut *self.rule.lock().unwrap() {
             Some(rule) => rule(&asked),

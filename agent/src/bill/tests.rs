@@ -10,6 +10,7 @@ fn state(price: Option<Price>) -> State {
     let settings = Settings {
         lease: LeaseMode::Strict,
         on_lost: OnLost::Exit,
+        takes_keys: false,
         again: false,
         ttl: seconds(60),
         kill_budget: seconds(5),

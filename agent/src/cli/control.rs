@@ -4,7 +4,7 @@
 use super::duration;
 use super::target::{Target, TargetArgs};
 use crate::error::{Error, ExitStatus};
-use crate::orders::{Limit, LimitsBody, Off, Order, StopBody, StopMode};
+use crate::orders::{CredentialsBody, Limit, LimitsBody, Off, Order, StopBody, StopMode};
 use crate::state::Drill as Kind;
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +62,18 @@ pub(super) struct Limits {
     json: bool,
 }
 
+/// Keys come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and, if it is there,
+/// AWS_CREDENTIAL_EXPIRATION, as `aws configure export-credentials --format env` writes them. They go
+/// through the store only: whoever can read them there has such keys already.
+#[derive(Debug, clap::Args)]
+pub(super) struct Credentials {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 fn seconds(text: &str) -> Result<Limit, String> {
     if text == "off" {
         return Ok(Limit::Off(Off::Off));
@@ -97,6 +109,27 @@ impl Limits {
             return Err(Error::Usage(what.to_owned()));
         }
         give(&self.target, &Order::Limits(body), self.json, print).await
+    }
+}
+
+impl Credentials {
+    pub(super) async fn give(self, print: &mut dyn FnMut(&str)) -> Result<ExitStatus, Error> {
+        let said = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let needed = |name: &str| {
+            said(name).ok_or_else(|| {
+                let what = format!("{name}: expected temporary keys in the environment, got none");
+                Error::Usage(format!(
+                    "{what}\nhint: aws sts get-session-token, or assume-role"
+                ))
+            })
+        };
+        let body = CredentialsBody {
+            access_key_id: needed("AWS_ACCESS_KEY_ID")?,
+            secret_access_key: needed("AWS_SECRET_ACCESS_KEY")?,
+            session_token: needed("AWS_SESSION_TOKEN")?,
+            expires: said("AWS_CREDENTIAL_EXPIRATION"),
+        };
+        give(&self.target, &Order::Credentials(body), self.json, print).await
     }
 }
 

@@ -30,6 +30,7 @@ const COMMANDS: &[&str] = &[
     "drill",
     "limits",
     "yield",
+    "credentials",
     "verify",
     "probe-store",
     "provider",
@@ -67,6 +68,8 @@ enum Command {
     Limits(control::Limits),
     /// Have a live job leave its machine, so that another goes on with it.
     Yield(control::Plain),
+    /// Hand this command's own temporary keys to the holder of a job, before its keys end.
+    Credentials(control::Credentials),
     /// Check everything that a store holds of a job.
     Verify {
         #[command(flatten)]
@@ -218,6 +221,7 @@ async fn obey(
         Command::Run(run) => run.obey(pulse).await,
         Command::Drill(drill) => drill.give(print).await,
         Command::Limits(limits) => limits.give(print).await,
+        Command::Credentials(args) => args.give(print).await,
         Command::Yield(args) => args.give(Order::Yield, print).await,
         Command::Verify { place, deep } => store::verify(&place, deep, print).await,
         Command::ProbeStore { store: at } => store::probe_store(&at, print).await,

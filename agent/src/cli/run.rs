@@ -260,6 +260,7 @@ impl Supervision {
                 LeaseArg::Off => LeaseMode::Off,
             },
             on_lost: OnLost::Exit,
+            takes_keys: store.takes_keys(),
             again: false,
             ttl: terms.ttl,
             kill_budget: (terms.ttl / 8).min(KILL_BUDGET_MAX),

@@ -185,9 +185,11 @@ impl Target {
     /// Asks the job to do something: at once over HTTP, or at the agent's next beat.
     pub(super) async fn order(&self, order: &Order) -> Result<Value, Error> {
         match (self, order) {
-            (Self::Agent { .. }, Order::Yield) => {
-                let hint = "yield is asked through the store\nhint: --store and --job, no --url";
-                Err(Error::Usage(hint.to_owned()))
+            (Self::Agent { .. }, Order::Yield | Order::Credentials(_)) => {
+                let what = format!("{}: only through the store", order.kind());
+                Err(Error::Usage(format!(
+                    "{what}\nhint: --store and --job, no --url"
+                )))
             }
             (Self::Agent { .. }, order) => {
                 let method = match order {

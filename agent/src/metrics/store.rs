@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::board::Histogram;
 use crate::storage::{
-    Body, Created, Entry, Head, Object, Part, PendingUpload, Storage, StorageError, UploadId,
+    Body, Created, Entry, Head, Keys, Object, Part, PendingUpload, Storage, StorageError, UploadId,
 };
 
 /// What was asked of the store so far.
@@ -87,6 +87,14 @@ impl Storage for Counted {
 
     async fn stranger(&self) -> Option<Arc<dyn Storage>> {
         self.below.stranger().await
+    }
+
+    fn takes_keys(&self) -> bool {
+        self.below.takes_keys()
+    }
+
+    fn renew(&self, keys: &Keys) -> Result<(), String> {
+        self.below.renew(keys)
     }
 
     async fn presigned(&self, key: &str, good_for: Duration) -> Option<String> {

@@ -5,8 +5,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,7 +15,7 @@ use utoipa::ToSchema;
 
 use crate::job::{Job, list_all, to_bytes};
 use crate::state::{Change, Command, Drill, LimitsChange, StopOrder};
-use crate::storage::{Created, Storage, StorageError};
+use crate::storage::{Created, Keys, Storage, StorageError};
 
 /// No limit of a job is longer: ten years.
 const SECONDS_MAX: f64 = 315_360_000.0;
@@ -30,7 +31,9 @@ const NUMBERS_MAX: u64 = 16;
 /// - `{"kind": "limits", "max_wall_seconds": 7200, "idle_seconds": "off", "stall_seconds": …,
 ///   "budget_usd": 2.5}`, what is left out stays;
 /// - `{"kind": "keepalive", "ttl_seconds": 900}`;
-/// - `{"kind": "drill", "drill": "preempt"}`.
+/// - `{"kind": "drill", "drill": "preempt"}`;
+/// - `{"kind": "credentials", "access_key_id": "…", "secret_access_key": "…", "session_token": "…",
+///   "expires": "2026-01-31T12:00:00Z"}`, temporary keys to the store; the last is optional.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     Stop(StopBody),
@@ -39,6 +42,27 @@ pub enum Order {
     Limits(LimitsBody),
     KeepAlive(KeepAliveBody),
     Drill(Drill),
+    Credentials(CredentialsBody),
+}
+
+/// Temporary keys to the store that the job is in. Whoever can read them there has such keys.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialsBody {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    /// Keys without one are for ever, and do not belong into a store.
+    pub session_token: String,
+    /// When they end (RFC 3339); then the agent goes back to its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+}
+
+impl std::fmt::Debug for CredentialsBody {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CredentialsBody").finish_non_exhaustive()
+    }
 }
 
 /// How to end.
@@ -175,6 +199,33 @@ impl KeepAliveBody {
     }
 }
 
+impl CredentialsBody {
+    /// # Errors
+    /// If one of them is empty, or the time is none.
+    pub fn keys(&self) -> Result<Keys, String> {
+        let fields = [
+            ("access_key_id", &self.access_key_id),
+            ("secret_access_key", &self.secret_access_key),
+            ("session_token", &self.session_token),
+        ];
+        if let Some((name, _)) = fields.iter().find(|(_, value)| value.is_empty()) {
+            return Err(format!("{name}: expected a value, got none"));
+        }
+        let expires = self.expires.as_deref().map(|text| {
+            let time = text.parse::<Timestamp>();
+            time.map_err(|_| {
+                format!("expires: expected a time such as 2026-01-31T12:00:00Z, got {text:?}")
+            })
+        });
+        Ok(Keys {
+            access_key_id: self.access_key_id.clone(),
+            secret_access_key: self.secret_access_key.clone(),
+            session_token: self.session_token.clone(),
+            expires: expires.transpose()?.map(SystemTime::from),
+        })
+    }
+}
+
 impl Order {
     /// The word for it: the `kind` of its record, and the last word of its path.
     pub fn kind(&self) -> &'static str {
@@ -185,6 +236,7 @@ impl Order {
             Self::Limits(_) => "limits",
             Self::KeepAlive(_) => "keepalive",
             Self::Drill(_) => "drill",
+            Self::Credentials(_) => "credentials",
         }
     }
 
@@ -195,6 +247,7 @@ impl Order {
             Self::Limits(body) => serde_json::to_value(body),
             Self::KeepAlive(body) => serde_json::to_value(body),
             Self::Drill(drill) => Ok(serde_json::json!({"kind": drill})),
+            Self::Credentials(body) => serde_json::to_value(body),
             Self::Checkpoint | Self::Yield => Ok(Value::Object(Map::new())),
         };
         body.expect("orders hold words and numbers")
@@ -228,11 +281,7 @@ impl Order {
             "limits" => from(body).map(Self::Limits),
             "keepalive" => from(body).map(Self::KeepAlive),
             "drill" => from(body).map(|DrillRecord { drill }| Self::Drill(drill)),
-            "credentials" => Err(
-                "credentials are not taken from the store that they open; give the agent a role, \
-                 or a file that its AWS_SHARED_CREDENTIALS_FILE names"
-                    .to_owned(),
-            ),
+            "credentials" => from(body).map(Self::Credentials),
             kind => Err(format!("{kind:?} is not known")),
         }
     }
@@ -249,6 +298,7 @@ impl Order {
             Self::Limits(body) => Command::Limits(body.change()?),
             Self::KeepAlive(body) => Command::KeepAlive(body.ttl()?),
             Self::Drill(drill) => Command::Drill(*drill),
+            Self::Credentials(body) => Command::Renew(body.keys()?),
         })
     }
 }

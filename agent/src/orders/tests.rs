@@ -48,6 +48,17 @@ fn every_command_is_understood() {
         let text = format!(r#"{{"kind":"drill","drill":"{}"}}"#, drill.name());
         assert_eq!(parse(&text), Command::Drill(drill));
     }
+    let text = r#"{"kind":"credentials","access_key_id":"ASIA1","secret_access_key":"hidden",
+                   "session_token":"t","expires":"1970-01-01T00:01:00Z"}"#;
+    let keys = Keys {
+        access_key_id: "ASIA1".to_owned(),
+        secret_access_key: "hidden".to_owned(),
+        session_token: "t".to_owned(),
+        expires: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60)),
+    };
+    assert_eq!(parse(text), Command::Renew(keys));
+    let shown = format!("{:?} {:?}", Order::read(text.as_bytes()), parse(text));
+    assert!(!shown.contains("hidden"), "{shown}");
 }
 
 #[test]
@@ -75,7 +86,21 @@ fn what_is_not_understood_says_why() {
             r#"{"kind":"drill","drill":"fire"}"#,
             "drill: unknown variant `fire`",
         ),
-        (r#"{"kind":"credentials","secret":"s"}"#, "credentials"),
+        (r#"{"kind":"credentials","secret":"s"}"#, "`secret`"),
+        (
+            r#"{"kind":"credentials","access_key_id":"a","secret_access_key":"b"}"#,
+            "session_token",
+        ),
+        (
+            r#"{"kind":"credentials","access_key_id":"a","secret_access_key":"b",
+                "session_token":""}"#,
+            "session_token: expected a value",
+        ),
+        (
+            r#"{"kind":"credentials","access_key_id":"a","secret_access_key":"b",
+                "session_token":"c","expires":"soon"}"#,
+            "expires: expected a time",
+        ),
     ] {
         let order = Order::read(text.as_bytes());
         let Err(why) = order.and_then(|order| order.command()) else {

@@ -161,6 +161,10 @@ impl Storage for Cuttable {
         self.below.stranger().await
     }
 
+    fn takes_keys(&self) -> bool {
+        self.below.takes_keys()
+    }
+
     fn renew(&self, keys: &Keys) -> Result<(), String> {
         self.below.renew(keys)
     }

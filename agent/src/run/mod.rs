@@ -371,6 +371,7 @@ impl Executor {
             Action::Say(level, text) => self.say(level, &text),
             Action::PowerOff(how) => self.power_off(how),
             Action::Drill(drill) => self.rehearse(drill),
+            Action::Renew(keys) => self.renew(&keys),
             Action::Alert(alert) => self.alert(&alert, now),
             Action::Exit(status) => self.say(Level::Info, &format!("exit status {status}")),
         }

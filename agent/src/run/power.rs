@@ -17,7 +17,7 @@ use crate::provider::{
     Notice, NoticeKind, Outcome, PowerOff, Price, Services, environment, watch_notices,
 };
 use crate::state::{Alert, Command, Event, Fault, Level};
-use crate::storage::Storage;
+use crate::storage::{Keys, Storage};
 use crate::supervisor::limits;
 
 /// Between two questions for the price: spot prices move slowly.
@@ -93,6 +93,17 @@ impl Executor {
             NoticeKind::Rebalance => Event::Command(Command::Save),
             NoticeKind::Terminate => Event::Notice { source, grace },
         });
+    }
+
+    /// Asks the store with other keys, which are as secret as the first.
+    pub(super) fn renew(&self, keys: &Keys) {
+        let options = &self.options;
+        for secret in [&keys.secret_access_key, &keys.session_token] {
+            options.redactor.learn(secret);
+        }
+        if let Err(why) = options.store.renew(keys) {
+            self.say(Level::Warning, &why);
+        }
     }
 
     /// Gives the machine back; answered when that is done or can never be.

@@ -354,7 +354,7 @@ impl World {
             Action::Start { .. } => return self.start_trainer(agent),
             Action::Signal(signal) => return self.signal(agent, signal),
             Action::KillGroup => return self.end_trainer(agent, Some(9), None),
-            Action::Say(..) | Action::Alert(_) | Action::Drill(_) => return,
+            Action::Say(..) | Action::Alert(_) | Action::Drill(_) | Action::Renew(_) => return,
             Action::PowerOff(_) => return self.wish_off(agent),
             Action::Exit(status) => return self.exit(agent, status),
         };
@@ -466,6 +466,7 @@ impl World {
         let settings = Settings {
             lease: self.plan.lease,
             on_lost: self.plan.on_lost,
+            takes_keys: false,
             again: false,
             ttl: Duration::from_millis(TTL_MS),
             kill_budget: Duration::from_millis(1_500),

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::storage::Keys;
+
 /// What may be asked of a running job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
@@ -21,6 +23,8 @@ pub enum Command {
     Yield,
     /// Rehearse something that goes wrong.
     Drill(Drill),
+    /// Ask the store with these keys from now on.
+    Renew(Keys),
     Unknown(String),
 }
 
@@ -76,6 +80,7 @@ impl Command {
             Self::KeepAlive(_) => "keepalive",
             Self::Yield => "yield",
             Self::Drill(_) => "drill",
+            Self::Renew(_) => "credentials",
             Self::Unknown(kind) => kind,
         }
     }

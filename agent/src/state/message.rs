@@ -9,6 +9,7 @@ use crate::clock::Moment;
 use crate::error::ExitStatus;
 use crate::progress::Report;
 use crate::provider::{PowerOff, Price};
+use crate::storage::Keys;
 
 /// Something that happened. Each action that asks for something is answered by exactly one event,
 /// whatever becomes of it.
@@ -127,6 +128,8 @@ pub enum Action {
     PowerOff(PowerOff),
     /// Rehearse something that goes wrong.
     Drill(Drill),
+    /// Ask the store with these keys from now on.
+    Renew(Keys),
     /// Tell those who are not looking.
     Alert(Alert),
     /// Say something to the person.

@@ -24,6 +24,7 @@ fn new_state() -> State {
     let settings = Settings {
         lease: LeaseMode::Strict,
         on_lost: OnLost::Exit,
+        takes_keys: false,
         again: false,
         ttl: Duration::from_secs(60),
         kill_budget: Duration::from_secs(5),

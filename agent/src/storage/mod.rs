@@ -45,6 +45,11 @@ pub trait Storage: Send + Sync {
         None
     }
 
+    /// Whether it asks with keys that can be replaced.
+    fn takes_keys(&self) -> bool {
+        false
+    }
+
     /// Asks with these keys from now on, and with its own again once they have expired.
     ///
     /// # Errors

@@ -167,6 +167,10 @@ impl Storage for Retry {
         self.inner.stranger().await
     }
 
+    fn takes_keys(&self) -> bool {
+        self.inner.takes_keys()
+    }
+
     fn renew(&self, keys: &Keys) -> Result<(), String> {
         self.inner.renew(keys)
     }

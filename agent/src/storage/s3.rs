@@ -197,6 +197,10 @@ impl Storage for S3 {
         self.heard.address()
     }
 
+    fn takes_keys(&self) -> bool {
+        true
+    }
+
     fn renew(&self, keys: &Keys) -> Result<(), String> {
         let new = connect::with_keys(&self.client(), keys, self.credentials.as_ref());
         *self.client.write().unwrap_or_else(PoisonError::into_inner) = new;

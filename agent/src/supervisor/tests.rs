@@ -39,6 +39,7 @@ fn settings() -> Settings {
     Settings {
         lease: LeaseMode::Strict,
         on_lost: OnLost::Exit,
+        takes_keys: false,
         again: false,
         ttl: TTL,
         kill_budget: Duration::from_secs(5),

@@ -167,6 +167,7 @@ impl Plan {
         Settings {
             lease: self.lease,
             on_lost: self.on_lost,
+            takes_keys: false,
             again: false,
             ttl: TTL,
             kill_budget: Duration::from_millis(1_500),
