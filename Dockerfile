@@ -22,9 +22,6 @@ RUN curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs \
 ENV PATH=/root/.cargo/bin:$PATH
 RUN cargo install --quiet --locked cargo-cyclonedx@0.5.9 \
     && cargo install --quiet --locked --features cli cargo-about@0.9.3
-# What kernels/build.rs asks for, -compress-mode=size, loads from driver 550.54 on; LZ4 loads from
-# 525 on, the first of CUDA 12, and is not twice as large. nvcc warns that it takes the later word.
-ENV NVCC_APPEND_FLAGS="-compress-mode=speed -Xfatbin=-compress-all"
 WORKDIR /src
 COPY . .
 # Empty: the engine for CPUs only, for which any base with a C++ compiler will do.
