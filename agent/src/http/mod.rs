@@ -85,6 +85,7 @@ pub(crate) struct App {
     dcgm_names: bool,
     requests: Mutex<BTreeMap<(String, String, u16), u64>>,
     answered: control::Answered,
+    pieces: stream::Pieces,
     history: job::HistoryCache,
     machine: machine::Machine,
 }
@@ -101,6 +102,7 @@ impl App {
             dcgm_names: settings.dcgm_names,
             requests: Mutex::default(),
             answered: control::Answered::default(),
+            pieces: stream::Pieces::default(),
             history: job::HistoryCache::default(),
             machine,
         }

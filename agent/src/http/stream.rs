@@ -1,9 +1,10 @@
 //! The live stream of a job as server-sent events: output, progress, changes, checkpoints, the end.
 //! A reader that falls behind reads on from its cursor; nothing is kept for it.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -25,8 +26,8 @@ use crate::logs;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Progress is told this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// Where output flows, a reader is woken this often at most: what came meanwhile goes out as one.
-const LINES_EVERY: Duration = Duration::from_millis(100);
+/// Pieces of the log that are kept for other readers: several that are up to date want the same.
+const PIECES: usize = 16;
 /// Lines that are read at once.
 const LINES: usize = 256;
 const LAST_READS_MAX: usize = 256;
@@ -49,8 +50,6 @@ struct Reader {
     shown: watch::Receiver<Arc<Shown>>,
     /// Events as they will be sent, one after the other.
     waiting: Vec<u8>,
-    /// Until then lines are left to gather; `None` = the next one is read at once.
-    lines_at: Option<Instant>,
     said: Said,
     beat_at: Instant,
     progress_at: Instant,
@@ -112,7 +111,6 @@ pub(super) async fn stream(
         newest,
         shown,
         waiting: b"retry: 3000\n\n".to_vec(),
-        lines_at: None,
         said: Said::default(),
         beat_at: Instant::now() + HEARTBEAT,
         progress_at: Instant::now(),
@@ -144,6 +142,59 @@ fn add(waiting: &mut Vec<u8>, name: &str, id: Option<u64>, data: &impl Serialize
     waiting.extend_from_slice(b"\n\n");
 }
 
+/// Lines as they are sent to whoever has read up to `after`.
+struct Piece {
+    after: Option<u64>,
+    next: Option<u64>,
+    has_more: bool,
+    events: Vec<u8>,
+}
+
+/// The newest pieces.
+#[derive(Default)]
+pub(super) struct Pieces(Mutex<VecDeque<Arc<Piece>>>);
+
+impl App {
+    /// What follows this cursor, made once for all who ask for it. Held while it is made: others
+    /// wait for it instead of making it, too.
+    fn piece_after(&self, after: Option<u64>) -> Arc<Piece> {
+        let mut pieces = self.pieces.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(piece) = pieces.iter().find(|piece| piece.after == after) {
+            return Arc::clone(piece);
+        }
+        let query = logs::Query {
+            after,
+            limit: LINES,
+            ..logs::Query::default()
+        };
+        let page = self.source.logs.page(&query);
+        let mut events = Vec::new();
+        // A reader that began with the newest lines has missed nothing.
+        if after.is_some()
+            && let Some(gap) = self.gap_before(&page, after)
+        {
+            add(&mut events, "gap", None, &gap);
+        }
+        for line in page.lines {
+            let seq = line.seq;
+            add(&mut events, "log", Some(seq), &LogLine::from(line));
+        }
+        let piece = Arc::new(Piece {
+            after,
+            next: page.next,
+            has_more: page.has_more,
+            events,
+        });
+        // What is empty now may not be in a moment.
+        if !piece.events.is_empty() {
+            pieces.push_back(Arc::clone(&piece));
+            let old = pieces.len().saturating_sub(PIECES);
+            pieces.drain(..old);
+        }
+        piece
+    }
+}
+
 impl Reader {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
@@ -155,13 +206,10 @@ impl Reader {
                 return None;
             }
             tokio::select! {
-                changed = self.newest.changed(), if self.lines_at.is_none() => match changed {
+                changed = self.newest.changed() => match changed {
                     Ok(()) => self.read_lines(),
                     Err(_) => self.over = true,
                 },
-                () = sleep_until(self.lines_at.unwrap_or(self.beat_at)), if self.lines_at.is_some() => {
-                    self.lines_at = None;
-                }
                 changed = self.shown.changed() => match changed {
                     Ok(()) => self.read_shown(),
                     Err(_) => self.over = true,
@@ -174,28 +222,14 @@ impl Reader {
     }
 
     fn read_lines(&mut self) {
-        let query = logs::Query {
-            after: self.after,
-            limit: LINES,
-            ..logs::Query::default()
-        };
-        let page = self.app.source.logs.page(&query);
-        if page.has_more {
+        let piece = self.app.piece_after(self.after);
+        // One that others have read may end before the newest line.
+        let read = piece.next.map_or(0, |last| last + 1);
+        if piece.has_more || (!piece.events.is_empty() && read < *self.newest.borrow()) {
             self.newest.mark_changed();
-        } else {
-            self.lines_at = Some(Instant::now() + LINES_EVERY);
         }
-        // A reader that began with the newest lines has missed nothing.
-        if self.after.is_some()
-            && let Some(gap) = self.app.gap_before(&page, self.after)
-        {
-            add(&mut self.waiting, "gap", None, &gap);
-        }
-        self.after = page.next;
-        for line in page.lines {
-            let seq = line.seq;
-            add(&mut self.waiting, "log", Some(seq), &LogLine::from(line));
-        }
+        self.after = piece.next;
+        self.waiting.extend_from_slice(&piece.events);
     }
 
     fn read_shown(&mut self) {

@@ -13,6 +13,8 @@ use crate::child::Source;
 
 /// Most bytes that wait to be shown.
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of lines that are shown by one write.
+const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
 /// What a line weighs in the queue besides its text.
 const LINE_OVERHEAD_BYTES: usize = 64;
@@ -52,6 +54,8 @@ pub(super) struct Screen {
     queue: Arc<Queue<Input>>,
     /// Bytes handed over so far.
     bytes: u64,
+    /// Lines of one source that are handed over together.
+    gathered: Option<(Source, String)>,
 }
 
 impl Screen {
@@ -60,14 +64,30 @@ impl Screen {
         let screen = Self {
             queue: Arc::clone(&queue),
             bytes: 0,
+            gathered: None,
         };
         let thread = thread::Builder::new().name("console".to_owned());
         thread.spawn(move || show(&queue, console))?;
         Ok(screen)
     }
 
+    /// Gathers a line; [`Self::send`] hands over what is gathered.
     pub(super) fn line(&mut self, source: Source, text: &str) {
-        let text = format!("{text}\n");
+        let fits = self.gathered.as_ref().is_none_or(|(of, lines)| {
+            *of == source && lines.len() + text.len() <= GATHERED_BYTES_MAX
+        });
+        if !fits {
+            self.send();
+        }
+        let (_, lines) = self.gathered.get_or_insert_with(|| (source, String::new()));
+        lines.push_str(text);
+        lines.push('\n');
+    }
+
+    pub(super) fn send(&mut self) {
+        let Some((source, text)) = self.gathered.take() else {
+            return;
+        };
         let bytes = text.len();
         let before = self.bytes;
         let line = Input::Line {
@@ -79,13 +99,15 @@ impl Screen {
         self.queue.push(bytes + LINE_OVERHEAD_BYTES, line);
     }
 
-    pub(super) fn flush(&self, done: oneshot::Sender<()>) {
+    pub(super) fn flush(&mut self, done: oneshot::Sender<()>) {
+        self.send();
         self.queue.push(0, Input::Flush { done });
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
+        self.send();
         self.queue.close();
     }
 }

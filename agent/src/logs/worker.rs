@@ -66,7 +66,26 @@ pub(super) struct Core {
     /// nothing in the store belongs to no attempt, where other agents' lines would be as well.
     early: VecDeque<Line>,
     early_lost_bytes: u64,
+    clock: Written,
     pub(super) counts: Counts,
+}
+
+/// The time in words, which many lines have in common.
+#[derive(Debug, Default)]
+struct Written {
+    millisecond: i64,
+    words: String,
+}
+
+impl Written {
+    fn now(&mut self) -> String {
+        let now = Timestamp::now();
+        if self.words.is_empty() || now.as_millisecond() != self.millisecond {
+            self.millisecond = now.as_millisecond();
+            self.words = format!("{now:.3}");
+        }
+        self.words.clone()
+    }
 }
 
 impl Core {
@@ -80,6 +99,7 @@ impl Core {
             next_seq: 0,
             early: VecDeque::new(),
             early_lost_bytes: 0,
+            clock: Written::default(),
             counts: Counts::default(),
         })
     }
@@ -112,7 +132,7 @@ impl Core {
     fn add(&mut self, source: Source, line: String, gap: Option<Gap>, now: Instant) {
         let line = Line {
             seq: self.next_seq,
-            time: format!("{:.3}", Timestamp::now()),
+            time: self.clock.now(),
             attempt: self.attempt,
             source,
             line,
@@ -221,12 +241,16 @@ impl Worker {
             let popped = self.queue.pop(TICK);
             let now = Instant::now();
             match popped {
-                Popped::Item(input) => self.take(input, now),
+                Popped::Item(input) => {
+                    self.take(input, now);
+                    self.screen.send();
+                }
                 Popped::Idle => {}
                 Popped::Closed => break,
             }
             if now - self.ticked >= TICK {
                 self.tick(now);
+                self.screen.send();
                 self.ticked = now;
             }
         }
@@ -298,7 +322,8 @@ impl Worker {
         let plain = without_controls(&text);
         let masked = self.redactor.redact(&plain);
         let colours_hide_nothing = matches!(masked, Cow::Borrowed(_))
-            && matches!(self.redactor.redact(&text), Cow::Borrowed(_));
+            && (matches!(plain, Cow::Borrowed(_))
+                || matches!(self.redactor.redact(&text), Cow::Borrowed(_)));
         let bytes = plain.len() as u64 + cut_bytes;
         let plain_line = capped(&masked, bytes);
         if colours_hide_nothing {
