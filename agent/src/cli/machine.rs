@@ -203,7 +203,7 @@ impl Found {
             return Err(Error::Usage(what.to_owned()));
         }
         let money = self.limits.budget_usd.or(self.limits.standby_usd);
-        if money.is_some() && self.price.is_none() && kind == Kind::Local {
+        if money.is_some() && self.price.is_none() && !kind.tells_price() {
             let what = "--budget: nobody knows what this machine costs\nhint: --price";
             return Err(Error::Usage(what.to_owned()));
         }

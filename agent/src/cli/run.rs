@@ -50,7 +50,7 @@ pub(super) struct Run {
     #[command(flatten)]
     face: FaceArgs,
     /// The trainer and its arguments; {run_dir} stands for its directory.
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, required = true)]
     command: Vec<String>,
 }
 

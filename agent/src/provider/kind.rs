@@ -39,6 +39,11 @@ impl Kind {
         Self::Local,
     ];
 
+    /// Whether its API says what a machine costs.
+    pub fn tells_price(self) -> bool {
+        matches!(self, Self::Vast | Self::RunPod | Self::Lambda)
+    }
+
     /// As on the command line and in `configs/prices.toml`.
     pub fn name(self) -> &'static str {
         match self {

@@ -39,6 +39,7 @@ pub use api::Outcome;
 pub use detect::detect;
 pub use notices::{sources, watch_notices};
 pub use services::Services;
+pub use until_gone::ZOMBIE;
 
 /// Looks up an environment variable: the process's, or a test's.
 pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;

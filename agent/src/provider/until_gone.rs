@@ -30,11 +30,14 @@ enum Settled {
     Not(String),
 }
 
+/// Begins the line on a machine that cannot be given back.
+pub const ZOMBIE: &str = "ZOMBIE";
+
 impl Adapter {
     /// Tries for as long as this process lives, until the machine is gone as far as can be known.
     /// Returns if the provider says that it is gone, or if the end of this process is what is left
     /// to do: the caller then exits at once. `say` gets a line for people on what happens; one that
-    /// begins with `ZOMBIE` is for the webhook. The final record is published before: this call
+    /// begins with [`ZOMBIE`] is for the webhook. The final record is published before: this call
     /// kills us.
     pub async fn power_off_until_gone(
         &self,
@@ -70,7 +73,7 @@ impl Adapter {
                         if !told {
                             zombie_at = Instant::now() + self.pace.zombie;
                             told = true;
-                            say(format!("ZOMBIE {}: {why}", self.name()));
+                            say(format!("{ZOMBIE} {}: {why}", self.name()));
                         }
                         if self.own && self.host.is_first() && !self.speaker.is_machine() {
                             say("the end of this process is all that is left".to_owned());
@@ -84,7 +87,7 @@ impl Adapter {
                 zombie_at = Instant::now() + self.pace.zombie;
                 let minutes = began.elapsed().as_secs() / 60;
                 say(format!(
-                    "ZOMBIE {}: still there {minutes} minutes after its end",
+                    "{ZOMBIE} {}: still there {minutes} minutes after its end",
                     self.name()
                 ));
             }

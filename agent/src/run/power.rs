@@ -14,7 +14,7 @@ use crate::job::{BeatRecord, Holder, Job, LeaseRecord, read};
 use crate::lease::Look;
 use crate::machine::body;
 use crate::provider::{
-    Notice, NoticeKind, Outcome, PowerOff, Price, Services, environment, watch_notices,
+    Notice, NoticeKind, Outcome, PowerOff, Price, Services, ZOMBIE, environment, watch_notices,
 };
 use crate::state::{Alert, Command, Event, Fault, Level};
 use crate::storage::{Keys, Storage};
@@ -110,6 +110,9 @@ impl Executor {
     pub(super) fn power_off(&self, how: PowerOff) {
         let switch = self.options.machine.switch.clone();
         let logs = Arc::clone(&self.logs);
+        let webhook = self.options.machine.webhook.clone();
+        let (job, agent) = (self.options.job.clone(), self.options.holder.agent.clone());
+        let cost = self.state.meter.total(self.options.clock.now());
         let work = async move {
             let Some(switch) = switch else {
                 return Message::Event(Event::PoweredOff(Ok(())));
@@ -117,7 +120,14 @@ impl Executor {
             for request in switch.requests(how) {
                 logs.note(&format!("{PREFIX}giving the machine back: {request}"));
             }
-            let say = |text: String| logs.note(&format!("{PREFIX}warning: {text}"));
+            let say = |text: String| {
+                logs.note(&format!("{PREFIX}warning: {text}"));
+                // It stays on, and somebody pays.
+                if let Some(webhook) = webhook.clone().filter(|_| text.starts_with(ZOMBIE)) {
+                    let body = body(job.id(), &agent, "machine_stays_on", &text, cost);
+                    tokio::spawn(async move { webhook.send(&body).await.ok() });
+                }
+            };
             let result = match switch.power_off(how, say).await {
                 Outcome::Accepted | Outcome::AlreadyGone => Ok(()),
                 Outcome::Denied(why) => Err(fault(false, &why)),

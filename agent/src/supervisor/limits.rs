@@ -230,7 +230,13 @@ fn alerts_due(budget: f64, total: f64) -> usize {
 pub(super) fn recount_budget(state: &mut State, now: Moment) {
     let budget = state.settings.limits.budget_usd;
     let moment = budget.and_then(|usd| state.meter.reaches(usd, now));
-    state.clocks.budget = moment.map(|at| at.max(now + reserve(state)));
+    // What is used up at once would take a trainer's last checkpoint with it; but nobody gets more
+    // time than was left before.
+    let least = match state.has_trainer() {
+        true => (now + reserve(state)).min(state.clocks.budget.unwrap_or(now + reserve(state))),
+        false => now,
+    };
+    state.clocks.budget = moment.map(|at| at.max(least));
 }
 
 /// New limits, at once. One that is passed already ends the agent, but not its last checkpoint.
