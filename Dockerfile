@@ -17,9 +17,10 @@ RUN apt-get update -qq \
     && apt-get install -qq --no-install-recommends ca-certificates curl g++ pkg-config \
     && rm -rf /var/lib/apt/lists/*
 ARG RUST=stable
+ENV CARGO_HOME=/opt/cargo RUSTUP_HOME=/opt/rustup
 RUN curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs \
     | sh -s -- -y -q --profile minimal --default-toolchain "$RUST"
-ENV PATH=/root/.cargo/bin:$PATH
+ENV PATH=/opt/cargo/bin:$PATH
 RUN cargo install --quiet --locked cargo-cyclonedx@0.5.9 \
     && cargo install --quiet --locked --features cli cargo-about@0.9.3
 WORKDIR /src
@@ -27,7 +28,7 @@ COPY . .
 # Empty: the engine for CPUs only, for which any base with a C++ compiler will do.
 ARG ANNEAL_FEATURES=trainer/cuda
 ARG REVISION=unknown
-RUN --mount=type=cache,target=/root/.cargo/registry --mount=type=cache,target=/src/target \
+RUN --mount=type=cache,target=/opt/cargo/registry --mount=type=cache,target=/src/target \
     ANNEAL_COMMIT="$REVISION" deploy/image/build.sh /parts
 
 FROM debian:bookworm-slim AS image

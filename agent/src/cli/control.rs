@@ -63,8 +63,8 @@ pub(super) struct Limits {
 }
 
 /// Keys come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and, if it is there,
-/// AWS_CREDENTIAL_EXPIRATION, as `aws configure export-credentials --format env` writes them. They go
-/// through the store only: whoever can read them there has such keys already.
+/// AWS_CREDENTIAL_EXPIRATION, as `aws configure export-credentials --format env` writes them. They
+/// go through the store only: whoever can read them there has such keys already.
 #[derive(Debug, clap::Args)]
 pub(super) struct Credentials {
     #[command(flatten)]

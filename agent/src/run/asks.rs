@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::controls::{last_key, read_controls};
 use super::drills;
 use super::output::{last_attempt, ship};
-use super::power::{spent_before, spent_while_stopped};
+use super::power::spent_until_now;
 use super::{
     Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
 };
@@ -207,22 +207,14 @@ impl Executor {
         let (own, told) = (self.attempt, self.told_usd);
         let options = Arc::clone(&self.options);
         let price = self.state.meter.price().cloned();
-        let up = asked.since(Moment::since_boot(Duration::ZERO));
         let work = async move {
             let (job, terms) = (&options.job, &options.terms);
             let found = bounded(last_attempt(&*options.store, job)).await;
             let control = bounded(last_key(&*options.store, &job.controls())).await;
-            let spent = spent_before(&*options.store, job, after).await;
+            let spent = spent_until_now(&options, look.top.as_ref(), asked, price.as_ref()).await;
             let (Ok(found), Ok(control), Ok(spent)) = (found, control, spent) else {
                 let claim = Err(fault(true, &"the store does not answer"));
                 return Message::Event(Event::Claimed { asked, claim });
-            };
-            let stopped = match &look.top {
-                Some(top) => {
-                    let (last, at) = (&top.record, (up, price.as_ref()));
-                    spent_while_stopped(&*options.store, job, last, &options.holder, at).await
-                }
-                None => 0.0,
             };
             // A process before us on this machine counted it as we do.
             let own_usd = if dead { spent.1 } else { told };
@@ -248,7 +240,7 @@ impl Executor {
                 claim: claim.await,
                 attempts,
                 control,
-                spent: (spent.0 + stopped, own_usd),
+                spent: (spent.0, own_usd),
             }
         };
         self.spawn(work, None);

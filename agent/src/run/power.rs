@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::asks::REQUEST_MAX;
-use super::{Executor, Message, PREFIX, fault, job_fault};
+use super::{Executor, Message, Options, PREFIX, fault, job_fault};
 use crate::clock::Moment;
 use crate::job::{BeatRecord, Holder, Job, LeaseRecord, read};
-use crate::lease::Look;
+use crate::lease::{Look, Top};
 use crate::machine::body;
 use crate::provider::{
     Notice, NoticeKind, Outcome, PowerOff, Price, Services, ZOMBIE, environment, watch_notices,
@@ -165,10 +165,27 @@ impl Executor {
     }
 }
 
+/// What the job has cost until now, and what of that was its last holder's machine. Dollars.
+pub(super) async fn spent_until_now(
+    options: &Options,
+    last: Option<&Top>,
+    now: Moment,
+    price: Option<&Price>,
+) -> Result<(f64, f64), Fault> {
+    let Some(Top { record, .. }) = last else {
+        return Ok((0.0, 0.0));
+    };
+    let (store, job) = (&*options.store, &options.job);
+    let (total, own) = spent_before(store, job, record.epoch).await?;
+    let up = now.since(Moment::since_boot(Duration::ZERO));
+    let stopped = spent_while_stopped(store, job, record, &options.holder, (up, price)).await;
+    Ok((total + stopped, own))
+}
+
 /// What the disk of this machine has cost since the last holder's last sign of life, if that was
 /// on this machine and it was stopped meanwhile: then nobody counted, but its storage was paid for.
 /// Dollars.
-pub(super) async fn spent_while_stopped(
+async fn spent_while_stopped(
     store: &dyn Storage,
     job: &Job,
     last: &LeaseRecord,
@@ -194,11 +211,7 @@ pub(super) async fn spent_while_stopped(
 
 /// What the job had cost when the holder of this epoch, or one before it that said so, gave its
 /// last sign of life; and what of that was its own machine.
-pub(super) async fn spent_before(
-    store: &dyn Storage,
-    job: &Job,
-    epoch: u64,
-) -> Result<(f64, f64), Fault> {
+async fn spent_before(store: &dyn Storage, job: &Job, epoch: u64) -> Result<(f64, f64), Fault> {
     for epoch in (1..=epoch).rev().take(EPOCHS_ASKED_MAX) {
         let beat = timeout(REQUEST_MAX, read::<BeatRecord>(store, &job.beat(epoch))).await;
         match beat {
