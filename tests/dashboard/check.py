@@ -278,15 +278,17 @@ def check_reconnect(agent, browser):
     with Page(browser, agent.proxy.url) as it:
         it.enter()
         wait("lines", it.seqs)
-        agent.proxy.set_cut(True)
         banner = it.page.locator("#banner")
-        expect(banner).to_contain_text("No connection", timeout=15_000)
-        expect(banner).to_contain_text(" old.")
-        expect(it.page.locator("#live")).to_have_attribute("data-state", "stale")
-        step = int(it.value("progress.step"))
-        time.sleep(2)
-        assert int(it.value("progress.step")) == step, "values move without a connection"
-        agent.proxy.set_cut(False)
+        agent.proxy.set_cut(True)
+        try:
+            expect(banner).to_contain_text("No connection", timeout=15_000)
+            expect(banner).to_contain_text(" old.")
+            expect(it.page.locator("#live")).to_have_attribute("data-state", "stale")
+            step = int(it.value("progress.step"))
+            time.sleep(2)
+            assert int(it.value("progress.step")) == step, "values move without a connection"
+        finally:
+            agent.proxy.set_cut(False)
         it.page.click("#banner-button")
         it.live()
         expect(banner).to_be_hidden()

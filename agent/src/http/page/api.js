@@ -24,12 +24,18 @@ export async function problemOf(answer) {
 }
 
 let token = '';
+/** Counts tokens: an answer to a former one says nothing of this one. */
+let tokens = 0;
 
 /** Takes a token, or forgets it with an empty one. */
 export function setToken(value) {
   token = value;
+  tokens += 1;
   etags.clear();
 }
+
+/** Whether a problem is one of the token that there is now. */
+export const isOfNow = (problem) => problem.tokens === undefined || problem.tokens === tokens;
 
 export const hasToken = () => token !== '';
 
@@ -44,13 +50,16 @@ export const streamUrl = (since) =>
 const etags = new Map();
 
 async function ask(path, options = {}) {
+  const asked = tokens;
   const answer = await fetch(path, {
     cache: 'no-store',
     signal: AbortSignal.timeout(TIMEOUT_MS),
     ...options,
     headers: { Accept: 'application/json', ...authorization(), ...options.headers },
   });
-  if (!answer.ok && answer.status !== 304) throw await problemOf(answer);
+  if (!answer.ok && answer.status !== 304) {
+    throw Object.assign(await problemOf(answer), { tokens: asked });
+  }
   return answer;
 }
 

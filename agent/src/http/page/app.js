@@ -163,10 +163,17 @@ function restart() {
   start();
 }
 
+let starts = 0;
+
 function start() {
+  starts += 1;
+  const own = starts;
   refreshStatus();
   refreshLists();
-  firstLog().finally(connect);
+  // Not if it was started again meanwhile: that one connects.
+  firstLog().finally(() => {
+    if (own === starts) connect();
+  });
 }
 
 async function firstLog() {
@@ -242,6 +249,8 @@ function takeProgress(data) {
 /** The agent wants a token, or another one. */
 function refused(problem) {
   if (problem.status !== 401 && problem.status !== 403) return;
+  // An answer that comes after a token did, to a question before it.
+  if (!api.isOfNow(problem)) return;
   state.locked = true;
   show();
   controls.askToken('The agent shows this job to those who have its token. It stays in this ' +

@@ -76,6 +76,7 @@ export class Stream {
       try {
         why = await this.read();
       } catch (error) {
+        if (this.closed) return;
         if (error instanceof Problem && (error.status === 401 || error.status === 403)) {
           this.hooks.refused(error);
           return;
