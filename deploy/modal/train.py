@@ -12,6 +12,8 @@ import sys
 import modal
 
 HOURS = 6
+# Dollars an hour of the dearest GPU in the list below: Modal does not tell, and the budget is kept.
+PRICE = "2.10"
 # Modal kills 30 s after its SIGINT.
 GRACE_S = 25
 # The agent's exit statuses after which another try goes on from the newest checkpoint.
@@ -40,10 +42,9 @@ def train(job: str, config: str = "shakespeare_char"):
         command = ["agent", "run", "--job", job, "--max-wall", f"{HOURS * 60 - 10}m"]
         command += ["--budget", "20", "--grace", f"{GRACE_S}s", "--listen", "0.0.0.0:8080"]
         command += ["--", "trainer", f"--config={config}"]
+        told = {"AGENT_PRICE": PRICE} | os.environ | {"AGENT_PUBLIC_URL": tunnel.url}
         # A group of its own, so that a signal comes to it once: from here.
-        agent = subprocess.Popen(
-            command, env=os.environ | {"AGENT_PUBLIC_URL": tunnel.url}, start_new_session=True
-        )
+        agent = subprocess.Popen(command, env=told, start_new_session=True)
         try:
             status = agent.wait()
         except KeyboardInterrupt:
