@@ -28,4 +28,5 @@ if [[ -z $programs ]]; then
     cargo build --release --bin agent --bin trainer --manifest-path "$root/Cargo.toml" >&2
     programs=${CARGO_TARGET_DIR:-$root/target}/release
 fi
+programs=$(realpath "$programs")
 exec python3 "$root/bench/agent_load.py" --programs="$programs" ${words[@]+"${words[@]}"}
