@@ -12,6 +12,9 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A look that is older than this no longer counts.
 const STALE: Duration = Duration::from_secs(30);
 
+/// What was seen, and when.
+type Seen = (Instant, Look);
+
 /// The newest look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Look {
@@ -21,11 +24,12 @@ pub(super) struct Look {
 }
 
 /// Looks as long as it lives.
-pub(super) struct Machine(Arc<Mutex<(Option<Instant>, Look)>>);
+pub(super) struct Machine(Arc<Mutex<Seen>>);
 
 impl Machine {
     pub(super) fn new(run_dir: &Path) -> Self {
-        let newest: Arc<Mutex<(Option<Instant>, Look)>> = Arc::default();
+        // Until the first look ends nothing is known, and nothing is wrong.
+        let newest: Arc<Mutex<Seen>> = Arc::new(Mutex::new((Instant::now(), Look::default())));
         let (weak, run_dir) = (Arc::downgrade(&newest), run_dir.to_owned());
         let work = move || {
             let cgroup = Cgroup::of_self().ok().flatten();
@@ -38,7 +42,7 @@ impl Machine {
                     oom_kills: memory.and_then(|memory| memory.oom_kills),
                 };
                 let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
-                *newest = (Some(Instant::now()), look);
+                *newest = (Instant::now(), look);
                 drop(newest);
                 thread::sleep(EVERY);
             }
@@ -53,6 +57,6 @@ impl Machine {
 
     pub(super) fn look(&self) -> Option<Look> {
         let (at, look) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        at.filter(|at| at.elapsed() < STALE).map(|_| look)
+        (at.elapsed() < STALE).then_some(look)
     }
 }

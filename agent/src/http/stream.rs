@@ -27,9 +27,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Progress is told this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Pieces of the log that are kept for other readers: several that are up to date want the same.
-const PIECES: usize = 16;
+const PIECES: usize = 4;
 /// Lines that are read at once.
-const LINES: usize = 256;
+const LINES: usize = 2048;
 const LAST_READS_MAX: usize = 256;
 /// Lines of the past that a reader gets who has no cursor.
 const TAIL: usize = 50;

@@ -24,6 +24,9 @@ use crate::redact::Redactor;
 /// How often progress bars, segments and limits are looked after when nothing comes.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Readers are told of lines this often at most: where output flows, what came goes out as one.
+const NEWS_EVERY: Duration = Duration::from_millis(250);
+
 /// What is kept of before the first attempt, in lines. The agent says little then.
 const EARLY_LINES_MAX: usize = 256;
 
@@ -213,6 +216,7 @@ pub(super) struct Worker {
     streams: BTreeMap<(u32, Source), Stream>,
     limit: Limit<Clean>,
     ticked: Instant,
+    told: Instant,
 }
 
 impl Worker {
@@ -232,6 +236,7 @@ impl Worker {
             streams: BTreeMap::new(),
             limit: Limit::new(Instant::now()),
             ticked: Instant::now(),
+            told: Instant::now(),
         }
     }
 
@@ -360,11 +365,11 @@ impl Worker {
             core.flush_file();
             core.next_seq
         });
-        self.newest.send_if_modified(|known| {
-            let changed = *known != newest;
-            *known = newest;
-            changed
-        });
+        // After a silence the first line is told of at once.
+        if now - self.told >= NEWS_EVERY && *self.newest.borrow() != newest {
+            self.told = now;
+            self.newest.send_replace(newest);
+        }
     }
 
     fn release(&mut self, now: Instant) {
