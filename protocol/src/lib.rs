@@ -2,8 +2,10 @@
 //!
 //! A trainer writes `events.jsonl` and `checkpoints/`; an agent, a dashboard or a test reads them.
 //! This crate holds the format and nothing else: every path once ([`RunDir`]), every event
-//! ([`Event`]), the checkpoint's [`Manifest`] and the meaning of each [`ExitCode`].
+//! ([`Event`]), the checkpoint's [`Manifest`] and the meaning of each [`ExitCode`]; and how both
+//! programs tell what their [`doctor`] found.
 
+pub mod doctor;
 pub mod event;
 pub mod exit_code;
 pub mod manifest;

@@ -49,6 +49,6 @@ impl Doctor {
                 print(&line);
             }
         }
-        Ok(report.exit_status())
+        Ok(report.exit().unwrap_or(ExitStatus::Completed))
     }
 }

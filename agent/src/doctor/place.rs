@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{CHECK_MAX, Check};
+use super::{CHECK_MAX, Check, silent};
 use crate::cgroup::{Cgroup, Memory, Version};
 use crate::clock::{BootClock, Clock};
 use crate::error::ExitStatus;
@@ -174,6 +174,6 @@ pub(super) async fn trainer() -> Check {
             Check::error("trainer", ExitStatus::Failed, found, hint)
         }
         Ok(Err(error)) => Check::warning("trainer", format!("{shown}: not found ({error})"), hint),
-        Err(_) => Check::silent("trainer", hint),
+        Err(_) => silent("trainer", hint),
     }
 }

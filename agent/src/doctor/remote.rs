@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::{Asked, CHECK_MAX, Check};
+use super::{Asked, CHECK_MAX, Check, silent};
 use crate::clock::{BootClock, Clock};
 use crate::cost::{Disk, Table};
 use crate::error::ExitStatus;
@@ -28,7 +28,7 @@ pub(super) async fn provider(asked: &Asked) -> Vec<Check> {
     let finding = detect(&asked.environment, asked.provider, &services);
     let Ok(instance) = timeout(CHECK_MAX.saturating_sub(PRICE_MAX), finding).await else {
         let hint = "--provider says whose machine it is";
-        return vec![Check::silent("provider", hint)];
+        return vec![silent("provider", hint)];
     };
     let adapter = Adapter::new(instance, services, asked.environment.clone());
     let told = timeout(PRICE_MAX, adapter.price()).await.ok().flatten();
@@ -177,7 +177,7 @@ pub(super) async fn store(asked: &Asked) -> Vec<Check> {
             let check = Check::error("store", ExitStatus::Failed, error.to_string(), hint);
             return vec![check, own_clock(SystemTime::now())];
         }
-        Err(_) => return vec![Check::silent("store", hint)],
+        Err(_) => return vec![silent("store", hint)],
     };
     // A bucket's address is known after a first request only.
     let start = BootClock.now();
@@ -195,7 +195,7 @@ pub(super) async fn store(asked: &Asked) -> Vec<Check> {
     let mut checks = vec![probed];
     checks.extend(network.unwrap_or_else(|_| {
         let hint = "a firewall, or a resolver that is down";
-        vec![Check::silent("network", hint)]
+        vec![silent("network", hint)]
     }));
     checks
 }

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use protocol::doctor::Verdict;
+
 use super::remote::{host_of, own_clock, power_off, price, skew};
-use super::{Asked, Check, Report, Verdict, machine, place};
+use super::{Asked, machine, place};
 use crate::cgroup::{Memory, Version};
 use crate::error::ExitStatus;
 use crate::http::Listen;
@@ -71,7 +73,7 @@ fn an_open_door_is_an_error_before_the_agent_refuses_it() {
     let open = machine::tokens(&anywhere(&[]));
     assert_eq!(
         (open.status, open.exit),
-        (Verdict::Error, ExitStatus::Usage)
+        (Verdict::Error, Some(ExitStatus::Usage))
     );
     let token = [("AGENT_TOKEN", "0123456789abcdef0123")];
     assert_eq!(machine::tokens(&anywhere(&token)).status, Verdict::Ok);
@@ -211,20 +213,4 @@ fn a_shell_as_the_first_process_is_told() {
     };
     assert_eq!(of("bash"), Verdict::Warning);
     assert_eq!(of("tini"), Verdict::Ok);
-}
-
-#[test]
-fn a_line_is_one_line_and_the_first_error_ends() {
-    let check = Check::warning("memory", "too\nlittle", "a larger\nmachine");
-    assert_eq!(
-        check.line(),
-        "warning  memory      too little; hint: a larger machine"
-    );
-    let error = Check::error("store", ExitStatus::Unfit, "no", "another");
-    let report = Report::new(vec![Check::ok("disk", "fine"), check, error]);
-    assert_eq!(report.exit_status(), ExitStatus::Unfit);
-    assert_eq!(
-        report.lines().last().unwrap(),
-        "3 checks, 1 error, 1 warning"
-    );
 }

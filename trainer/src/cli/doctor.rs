@@ -22,5 +22,5 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     } else {
         print(&report.lines().join("\n"))?;
     }
-    Ok(report.exit_code())
+    Ok(report.exit().unwrap_or(ExitCode::Finished))
 }

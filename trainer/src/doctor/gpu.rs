@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::ExitCode;
 
-use super::Check;
+use super::{Check, failed};
 use crate::config::Config;
 use crate::engine::Place;
 
@@ -133,7 +133,7 @@ fn device(config: &Config, gpus: &[String]) -> Vec<Check> {
     };
     match Place::open(&config.device) {
         Err(error) => {
-            let mut check = Check::failed("gpu", ExitCode::Device, &error);
+            let mut check = failed("gpu", ExitCode::Device, &error);
             check.found = format!("{found}; {}", check.found);
             vec![check]
         }

@@ -2,7 +2,7 @@
 
 use protocol::ExitCode;
 
-use super::Check;
+use super::{Check, failed};
 use crate::config::{Config, Resolved};
 use crate::data::{Dataset, locate};
 use crate::engine::{Needs, Place};
@@ -51,7 +51,7 @@ fn dataset(config: &Config, named: bool) -> (Check, Option<usize>) {
                 );
                 (Check::ok("dataset", found), Some(dataset.info.vocab_size))
             }
-            Err(error) => (Check::failed("dataset", ExitCode::Data, &error), None),
+            Err(error) => (failed("dataset", ExitCode::Data, &error), None),
         };
     }
     let check = match locate::can_make(name) {
@@ -89,11 +89,11 @@ fn fit(config: &Config, vocab_size: Option<usize>) -> Option<Check> {
     };
     let needs = match Needs::of(&place, config, &model) {
         Ok(needs) => needs?,
-        Err(error) => return Some(Check::failed("run", ExitCode::Config, &error)),
+        Err(error) => return Some(failed("run", ExitCode::Config, &error)),
     };
     let shape = needs.shape(config);
     if let Err(error) = needs.check(shape) {
-        return Some(Check::failed("run", ExitCode::Config, &error));
+        return Some(failed("run", ExitCode::Config, &error));
     }
     let total = human_bytes(needs.memory(shape).total());
     let available = needs.available.map(human_bytes);

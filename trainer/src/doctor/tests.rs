@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use protocol::doctor::Verdict;
+
 use super::disk::{self, Seen};
-use super::{Check, Report, Verdict, examine, gpu, host, in_time};
+use super::{examine, gpu, host, in_time};
 use crate::config::Config;
 
 fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -163,26 +165,6 @@ fn a_config_with_faults_is_a_finding_and_the_rest_is_looked_at() {
     let report = examine(config, true);
     let first = &report.checks[0];
     assert_eq!((first.check, first.status), ("config", Verdict::Error));
-    assert_eq!(report.exit_code(), protocol::ExitCode::Config);
+    assert_eq!(report.exit(), Some(protocol::ExitCode::Config));
     assert!(report.checks.len() > 6, "{report:?}");
-}
-
-#[test]
-fn a_line_says_what_was_found_and_what_to_do() {
-    let check = Check::warning(
-        "memory",
-        "0.9 GiB available: too little",
-        "a larger machine",
-    );
-    assert_eq!(
-        check.line(),
-        "warning  memory      0.9 GiB available: too little; hint: a larger machine"
-    );
-    let report = Report::new(vec![Check::ok("gpu", "none"), check]);
-    assert_eq!(report.status, Verdict::Warning);
-    assert_eq!(
-        report.lines().last().unwrap(),
-        "2 checks, 0 errors, 1 warning"
-    );
-    assert_eq!(report.exit_code(), protocol::ExitCode::Finished);
 }
