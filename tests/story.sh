@@ -110,10 +110,20 @@ api=http://127.0.0.1:$(head -n 1 "$work/providers")
 laptop probe-store "$store" | tail -n 1
 say "there is a bucket: $store at $AWS_ENDPOINT_URL"
 
-# 1. The quickstart on a rented machine, from the first step to the last.
+# 1. The quickstart on a rented machine, from the first step to the last. The same job, started at
+# another provider too: the first has it, and the other machine is given back before it trains.
 train=(run --store "$store" --terminate destroy)
 on_vast 1001
 machine first "${train[@]}" --job calm -- trainer --config quickstart
+first=$container
+until_said "$work/first/output" 'has the lease: epoch 1' 60
+on_runpod pod1
+machine rival "${train[@]}" --job calm -- trainer --config quickstart
+ended rival 13 60
+! grep -q '^iter ' "$work/rival/output" || fail "the rival trained"
+given_back 'runpod pod1'
+say "RunPod's pod1 came second to the same job and was given back"
+container=$first
 ended first 0 900
 expect first 'validation loss [0-9.]+ reached'
 given_back 'vast 1001'

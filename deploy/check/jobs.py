@@ -29,6 +29,11 @@ def children(pid):
     return [int(word) for word in found.stdout.split()]
 
 
+def interruptible():
+    """Undoes what a shell does to the commands of a script that it starts with &."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def load(path):
     """Imports a Python file of deploy/."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -84,7 +89,7 @@ sys.exit(module.train.local(sys.argv[1], "quickstart"))
         with open(log, "w", encoding="utf-8") as out:
             return subprocess.Popen(
                 [*command, job], env=env | more, cwd=here.home, stdout=out, stderr=out,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=interruptible,
             )
 
     process = start("j", TINY)
