@@ -61,8 +61,9 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the dataset in `dir`. Without a `dataset.json` it is taken for one of nanoGPT's or
-    /// llm.c's, whose shards are told by their names: the tokenizer follows from `vocab.json` or `tokenizer.json`, and is GPT-2's where neither is.
+    /// Opens the dataset in `dir`. Without a `dataset.json` it is taken for one of nanoGPT's or of
+    /// llm.c's, whose shards are told by their names: the tokenizer follows from `vocab.json` or
+    /// `tokenizer.json`, and is GPT-2's where neither is.
     ///
     /// # Errors
     /// [`Error::Data`] for whatever is missing, damaged, or at odds with the rest.

@@ -174,7 +174,7 @@ fn of_path(source: &str) -> Result<(Vec<SourceFile>, bool)> {
     Err(Error::Data(format!(
         "{source}: no such file, and no dataset of that name\n\
          hint: the program can make {}\n\
-         hint: and from what the Hugging Face hub has, {}",
+         hint: and from the Hugging Face hub, {}",
         super::locate::known_names(),
         recipes.join(", ")
     )))

@@ -367,7 +367,7 @@ fn names_that_mean_nothing_and_texts_that_cannot_be_had_say_what_to_do() {
     let expected = expect_test::expect![[r#"
         absent.txt: no such file, and no dataset of that name
         hint: the program can make quickstart, shakespeare_char, shakespeare
-        hint: and from what the Hugging Face hub has, openwebtext, fineweb, fineweb-10B, fineweb-edu"#]];
+        hint: and from the Hugging Face hub, openwebtext, fineweb, fineweb-10B, fineweb-edu"#]];
     expected.assert_eq(&shown(absent));
     places.mirrors = vec!["ftp://example.org/t".to_owned()];
     let unfetched = locate_in(&places, "shakespeare_char", &|_| {}).unwrap_err();

@@ -36,17 +36,7 @@ pub(super) fn list(
         )));
     }
     let bucket = bucket(source, name, variable)?;
-    let credentials = match (
-        variable("AWS_ACCESS_KEY_ID"),
-        variable("AWS_SECRET_ACCESS_KEY"),
-        variable("AWS_SESSION_TOKEN"),
-    ) {
-        (Some(key), Some(secret), Some(token)) => {
-            Some(Credentials::new_with_token(key, secret, token))
-        }
-        (Some(key), Some(secret), None) => Some(Credentials::new(key, secret)),
-        _ => None,
-    };
+    let credentials = credentials(variable);
     let file = |key: &str, kind: Kind, packing: Packing, bytes: Option<u64>| SourceFile {
         name: format!("s3://{name}/{key}"),
         kind,
@@ -100,6 +90,16 @@ pub(super) fn list(
         )));
     }
     Ok((files, false))
+}
+
+/// What the environment gives to sign with.
+fn credentials(variable: &dyn Fn(&str) -> Option<String>) -> Option<Credentials> {
+    let key = variable("AWS_ACCESS_KEY_ID")?;
+    let secret = variable("AWS_SECRET_ACCESS_KEY")?;
+    Some(match variable("AWS_SESSION_TOKEN") {
+        Some(token) => Credentials::new_with_token(key, secret, token),
+        None => Credentials::new(key, secret),
+    })
 }
 
 fn bucket(source: &str, name: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Bucket> {

@@ -97,7 +97,7 @@ fn names_that_mean_nothing_are_refused() {
         (empty.as_str(), "expected files that end with .txt, .jsonl"),
         (&format!("{empty}/*.txt"), "got none that match"),
         ("gopher://x/y.txt", "got gopher://"),
-        ("no-such-name", "hub has, openwebtext, fineweb,"),
+        ("no-such-name", "Face hub, openwebtext, fineweb,"),
         ("hf://datasets/one", "expected hf://datasets/OWNER/NAME"),
         ("hf://models/a/b", "expected hf://datasets/OWNER/NAME"),
         ("s3:///key.txt", "expected s3://BUCKET/KEY"),
@@ -182,32 +182,11 @@ impl Hub {
                 return answer(200, String::new(), body.into_bytes());
             }
             if let Some((_, below)) = path.split_once(&format!("/tree/{COMMIT}")) {
-                assert!(query.starts_with("recursive=true"), "{query}");
-                let folder = below.trim_start_matches('/');
-                let entries: Vec<String> = files
-                    .iter()
-                    .filter(|(name, _)| name.starts_with(folder))
-                    .map(|(name, bytes)| {
-                        let oid = hexadecimal(&Sha256::digest(bytes));
-                        let size = bytes.len();
-                        format!(
-                            r#"{{"type":"file","oid":"a1","size":{size},"path":"{name}",
-                            "lfs":{{"oid":"{oid}","size":{size},"pointerSize":134}}}}"#
-                        )
-                    })
-                    .chain([r#"{"type":"directory","oid":"b2","size":0,"path":"x.txt"}"#.into()])
-                    .collect();
-                let first: usize = query
-                    .split_once("cursor=")
-                    .map_or(0, |(_, cursor)| cursor.parse().unwrap());
-                let last = entries.len().min(first + 2);
-                let link = if last < entries.len() {
-                    format!("Link: <{own}{path}?recursive=true&cursor={last}>; rel=\"next\"\r\n")
-                } else {
-                    String::new()
-                };
-                let body = format!("[{}]", entries[first..last].join(","));
-                return answer(200, link, body.into_bytes());
+                let (page, next) = page(&files, below.trim_start_matches('/'), query);
+                let link = next.map_or_else(String::new, |next| {
+                    format!("Link: <{own}{path}?recursive=true&cursor={next}>; rel=\"next\"\r\n")
+                });
+                return answer(200, link, page.into_bytes());
             }
             let (_, name) = path.split_once(&format!("/resolve/{COMMIT}/")).unwrap();
             // Another host by its name.
@@ -233,6 +212,30 @@ impl Hub {
             .filter(|path| path.contains("/storage/"))
             .count()
     }
+}
+
+/// Two entries of a folder, from the cursor of the query on, and the next cursor.
+fn page(files: &Files, folder: &str, query: &str) -> (String, Option<usize>) {
+    assert!(query.starts_with("recursive=true"), "{query}");
+    let entries: Vec<String> = files
+        .iter()
+        .filter(|(name, _)| name.starts_with(folder))
+        .map(|(name, bytes)| {
+            let oid = hexadecimal(&Sha256::digest(bytes));
+            let size = bytes.len();
+            format!(
+                r#"{{"type":"file","oid":"a1","size":{size},"path":"{name}",
+                "lfs":{{"oid":"{oid}","size":{size},"pointerSize":134}}}}"#
+            )
+        })
+        .chain([r#"{"type":"directory","oid":"b2","size":0,"path":"x.txt"}"#.into()])
+        .collect();
+    let first: usize = query
+        .split_once("cursor=")
+        .map_or(0, |(_, cursor)| cursor.parse().unwrap());
+    let last = entries.len().min(first + 2);
+    let page = format!("[{}]", entries[first..last].join(","));
+    (page, (last < entries.len()).then_some(last))
 }
 
 struct Answer {
@@ -349,16 +352,25 @@ fn a_dataset_of_the_hub_is_listed_fetched_and_prepared_by_name() {
     for name in ["train.bin", "val.bin"] {
         assert!(fs::read(out.join(name)).unwrap() == fs::read(expected.join(name)).unwrap());
     }
+}
 
-    // A single file, and a whole repository, of which Parquet is preferred.
-    let source = "hf://datasets/o/n@main/sample/10BT/001_00000.jsonl";
-    let one = find(&[source.to_owned()], &hub.env()).unwrap();
-    assert_eq!(one.files.len(), 1);
+#[test]
+fn a_file_of_the_hub_and_a_whole_repository_are_listed() {
     let mut files = Files::new();
-    for name in ["data/b 1.parquet", "data/a.parquet", "data/extra.jsonl"] {
+    for name in [
+        "a/1.jsonl",
+        "a/2.jsonl",
+        "data/b 1.parquet",
+        "data/a.parquet",
+    ] {
         files.insert(name.to_owned(), b"x".to_vec());
     }
     let hub = Hub::start(files);
+    let source = "hf://datasets/o/n@main/a/2.jsonl";
+    let one = find(&[source.to_owned()], &hub.env()).unwrap();
+    let base = format!("{}/datasets/o/n/resolve/{COMMIT}", hub.endpoint);
+    assert_eq!(names(&one), [format!("{base}/a/2.jsonl")]);
+    // Of a whole repository, Parquet where there is any.
     let found = find(&["openwebtext".to_owned()], &hub.env()).unwrap();
     let base = format!(
         "{}/datasets/Skylion007/openwebtext/resolve/{COMMIT}",

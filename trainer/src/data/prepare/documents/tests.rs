@@ -297,48 +297,52 @@ fn documents_are_held_back_at_the_rate_asked_for_and_by_the_seed() {
     );
 }
 
-#[test]
-fn what_is_no_document_is_refused_with_its_place_and_leaves_nothing() {
+/// Asserts that a file of these bytes is refused with its name, all of `needles` and a hint.
+#[track_caller]
+fn check(bytes: &[u8], kind: Kind, packing: Packing, field: &str, needles: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    let texts: Vec<String> = (0..3000).map(|i| format!("text {i}")).collect();
-    let lines = json_lines(&texts);
-    let check = |bytes: &[u8], kind, packing, needles: &[&str]| {
-        fs::write(&path, bytes).unwrap();
-        let message = Order::of(vec![here(&path, kind, packing)]).refusal();
-        for needle in needles {
-            assert!(message.contains(needle), "{needle:?} is not in {message:?}");
-        }
-        assert!(
-            message.contains("file: ") && message.contains("\nhint: "),
-            "{message}"
-        );
+    fs::write(&path, bytes).unwrap();
+    let order = Order {
+        field,
+        ..Order::of(vec![here(&path, kind, packing)])
     };
-    let with = |line: &str| [&lines[..], line.as_bytes(), b"\n", &lines[..]].concat();
-    let plain = Packing::Plain;
-    check(
-        &with("{\"text\": \"x\""),
-        Kind::Lines,
-        plain,
-        &["line 3001: expected a JSON object", "EOF while parsing"],
-    );
-    check(
-        &with("\n\n{\"body\": \"x\"}"),
-        Kind::Lines,
-        plain,
-        &[
-            "line 3003: ",
-            "a text \"text\", got an object of body",
-            "--field",
-        ],
-    );
-    check(
-        &with("{\"text\": 7}"),
-        Kind::Lines,
-        plain,
-        &["line 3001", "integer `7`"],
-    );
+    let message = order.refusal();
+    for needle in needles {
+        assert!(message.contains(needle), "{needle:?} is not in {message:?}");
+    }
+    assert!(message.contains("file: "), "{message}");
+    assert!(message.contains("\nhint: "), "{message}");
+}
 
+fn short_texts() -> Vec<String> {
+    (0..3000).map(|i| format!("text {i}")).collect()
+}
+
+#[test]
+fn lines_without_a_text_are_refused_with_their_place() {
+    let lines = json_lines(&short_texts());
+    for (line, needles) in [
+        (
+            "{\"text\": \"x\"",
+            ["line 3001: expected a JSON object", "EOF while parsing"],
+        ),
+        (
+            "\n\n{\"body\": \"x\"}",
+            ["line 3003: ", "a text \"text\", got an object of body"],
+        ),
+        ("{\"text\": 7}", ["line 3001: ", "integer `7`"]),
+    ] {
+        let bytes = [&lines[..], line.as_bytes(), b"\n", &lines[..]].concat();
+        check(&bytes, Kind::Lines, Packing::Plain, "text", &needles);
+    }
+    let needles = ["expected UTF-8, got the byte 0xE9 at offset 3"];
+    check(b"caf\xE9", Kind::Text, Packing::Plain, "text", &needles);
+}
+
+#[test]
+fn packed_files_that_are_damaged_are_refused() {
+    let lines = json_lines(&short_texts());
     for (packed, packing, name) in [
         (gzip(&lines), Packing::Gzip, "gzip"),
         (
@@ -349,37 +353,30 @@ fn what_is_no_document_is_refused_with_its_place_and_leaves_nothing() {
     ] {
         let expected = format!("expected a whole {name} stream, got a damaged one");
         let cut = &packed[..packed.len() - packed.len() / 3];
-        check(cut, Kind::Lines, packing, &[&expected, "cut short"]);
-        check(cut, Kind::Text, packing, &[&expected]);
-        check(cut, Kind::Parquet, packing, &[&expected]);
-        check(&lines, Kind::Lines, packing, &[&expected]);
+        for kind in [Kind::Lines, Kind::Text, Kind::Parquet] {
+            check(cut, kind, packing, "text", &[&expected, "cut short"]);
+        }
+        // Not packed at all.
+        check(&lines, Kind::Lines, packing, "text", &[&expected]);
     }
-    check(
-        b"caf\xE9",
-        Kind::Text,
-        plain,
-        &["expected UTF-8, got the byte 0xE9 at offset 3"],
-    );
+}
 
+#[test]
+fn tables_that_are_damaged_or_have_no_texts_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
     let table = dir.path().join("table");
-    parquet(&table, &texts, Compression::SNAPPY, false);
-    let bytes = fs::read(&table).unwrap();
-    let whole = "expected a whole Parquet file, got a damaged one";
-    check(
-        &bytes[..bytes.len() / 2],
-        Kind::Parquet,
-        plain,
-        &[whole, "cut short"],
-    );
-    check(b"{}", Kind::Parquet, plain, &[whole]);
-    parquet(&table, &texts, Compression::SNAPPY, true);
-    let bytes = fs::read(&table).unwrap();
-    check(
-        &bytes,
-        Kind::Parquet,
-        plain,
-        &["row 3: expected a text", "got null"],
-    );
+    let bytes = |has_nulls| {
+        parquet(&table, &short_texts(), Compression::SNAPPY, has_nulls);
+        fs::read(&table).unwrap()
+    };
+    let whole = bytes(false);
+    let plain = Packing::Plain;
+    let damaged = "expected a whole Parquet file, got a damaged one";
+    let half = &whole[..whole.len() / 2];
+    check(half, Kind::Parquet, plain, "text", &[damaged, "cut short"]);
+    check(b"{}", Kind::Parquet, plain, "text", &[damaged]);
+    let needles = ["row 3: expected a text", "got null"];
+    check(&bytes(true), Kind::Parquet, plain, "text", &needles);
     for (field, needles) in [
         (
             "body",
@@ -388,14 +385,7 @@ fn what_is_no_document_is_refused_with_its_place_and_leaves_nothing() {
         ("id", &["expected texts in the column \"id\", got INT64"]),
         ("tags.list.element", &["got a list of BYTE_ARRAY"]),
     ] {
-        let order = Order {
-            field,
-            ..Order::of(vec![here(&table, Kind::Parquet, plain)])
-        };
-        let message = order.refusal();
-        for needle in needles {
-            assert!(message.contains(needle), "{needle:?} is not in {message:?}");
-        }
+        check(&whole, Kind::Parquet, plain, field, needles);
     }
 }
 
