@@ -1,15 +1,17 @@
 //! `trainer prepare`: tokenise a dataset ahead of training.
 
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use protocol::ExitCode;
 
 use super::print;
 use crate::data::locate::{Places, Request, prepare_named_or_path};
-use crate::data::prepare::{Collection, TokenizerChoice};
+use crate::data::prepare::{Collection, Progress, Stage, TokenizerChoice};
 use crate::error::Result;
-use crate::machine::{self, human_count};
+use crate::machine::{self, human_bytes, human_count};
 use crate::metrics::Metrics;
 
 /// Turns texts into a dataset.
@@ -78,7 +80,11 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
         overwrite: arguments.overwrite,
     };
     let places = Places::new(Path::new(""), &arguments.data_url);
-    let (dir, info) = prepare_named_or_path(&request, &places, &|p| bar.update(p))?;
+    let log = Log::new();
+    let (dir, info) = prepare_named_or_path(&request, &places, &|progress| {
+        bar.update(progress);
+        log.update(progress);
+    })?;
     drop(bar);
     print(&format!(
         "{}: {} training tokens, {} validation tokens, vocabulary {} ({}), in {}\n\
@@ -92,4 +98,42 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<ExitCode> {
         info.name,
         dir.display()
     ))
+}
+
+/// How often a log hears of progress.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lines on standard error, where nobody sees a bar.
+struct Log {
+    /// When the last line was written; `None` where a person watches.
+    last: Option<Mutex<Instant>>,
+}
+
+impl Log {
+    fn new() -> Self {
+        let is_watched = io::stdout().is_terminal() && io::stderr().is_terminal();
+        Self {
+            last: (!is_watched).then(|| Mutex::new(Instant::now())),
+        }
+    }
+
+    fn update(&self, Progress { stage, done, total }: Progress) {
+        let Some(last) = &self.last else { return };
+        let mut last = last.lock().expect("nothing panics with the lock");
+        if last.elapsed() < LOG_INTERVAL {
+            return;
+        }
+        *last = Instant::now();
+        let what = match stage {
+            Stage::Fetching => "fetching",
+            Stage::Scanning => "reading",
+            Stage::Encoding => "encoding",
+        };
+        let done = human_bytes(done);
+        // A reader that has gone away must not end the work.
+        match total.map(human_bytes) {
+            Some(total) => writeln!(io::stderr(), "{what}: {done} of {total}").ok(),
+            None => writeln!(io::stderr(), "{what}: {done}").ok(),
+        };
+    }
 }

@@ -99,7 +99,7 @@ pub(super) struct Batches<'a, F> {
 
 enum Reader {
     Lines(Lines),
-    Rows(Rows),
+    Rows(Box<Rows>),
     Text(Pieces<'static>, Option<String>),
 }
 
@@ -126,7 +126,7 @@ impl<'a, F: Iterator<Item = Result<LocalFile>>> Batches<'a, F> {
             }),
             Kind::Parquet => {
                 assert!(file.packing == Packing::Plain, "unpacked by `documents`");
-                Reader::Rows(Rows::open(file, self.field, &self.read)?)
+                Reader::Rows(Box::new(Rows::open(file, self.field, &self.read)?))
             }
             Kind::Text => {
                 let mut pieces = Pieces::new(unpacked()?, self.rule, BATCH_BYTES);

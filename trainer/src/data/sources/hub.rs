@@ -82,6 +82,12 @@ pub(super) fn list(
     if !is_plain(owner) || !is_plain(repository) {
         return Err(malformed());
     }
+    if variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0") {
+        return Err(Error::Data(format!(
+            "{source}: expected the hub to be asked, got HF_HUB_OFFLINE, which forbids it\n\
+             hint: name files that are here by their path"
+        )));
+    }
     let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
     let hub = Hub {
         endpoint: endpoint.trim_end_matches('/').to_owned(),

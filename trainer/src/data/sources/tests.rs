@@ -383,6 +383,9 @@ fn a_file_of_the_hub_and_a_whole_repository_are_listed() {
             format!("{base}/data/b%201.parquet")
         ]
     );
+    let offline = |name: &str| (name == "HF_HUB_OFFLINE").then(|| "1".into());
+    let error = find(&["openwebtext".to_owned()], &offline).err().unwrap();
+    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     let refused = |name: &str| (name == "HF_ENDPOINT").then(|| hub.endpoint.clone().into());
     let error = find(&["openwebtext".to_owned()], &refused).err().unwrap();
     let message = error.to_string();
