@@ -150,7 +150,9 @@ impl Bucket {
 
     pub(crate) fn put(&self, key: &str, bytes: &[u8]) {
         if self.files.is_some() {
-            return fs::write(self.file(key), bytes).unwrap();
+            let file = self.file(key);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            return fs::write(file, bytes).unwrap();
         }
         let path = format!("/{}/{}", self.name, self.place(key));
         self.curl(&[&path, "--request", "PUT", "--data-binary", "@-"], bytes);

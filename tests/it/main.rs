@@ -9,6 +9,7 @@ mod bad_input;
 mod sample;
 mod interop;
 mod bucket;
+mod prepare;
 mod proxy;
 mod machine;
 mod agent;

@@ -3,6 +3,8 @@
 //! Called by data preparation, sampling and whoever reads or writes a checkpoint.
 
 mod chars;
+mod words;
+mod bpe;
 mod gpt2;
 mod stream;
 mod subword;

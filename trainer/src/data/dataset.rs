@@ -40,9 +40,10 @@ pub struct DatasetInfo {
     pub vocab_size: usize,
     pub train_tokens: u64,
     pub val_tokens: u64,
-    /// Where the text came from: a URL, a path, or `generated`.
+    /// Where the text came from: a URL, a path, or `generated`; of several, with spaces between.
     pub source: String,
-    /// SHA-256 of the text, lower-case hexadecimal.
+    /// SHA-256 of the text, lower-case hexadecimal. Of documents: over the SHA-256 of the training
+    /// ids and that of the validation ids, as little-endian 32-bit numbers.
     pub source_sha256: String,
     /// Entropy of the source in nats per token, where it is known: no model can do better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,8 +61,9 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the dataset in `dir`. Without a `dataset.json` it is taken for one of nanoGPT's: the
-    /// tokenizer follows from `vocab.json` or `tokenizer.json`, and is GPT-2's where neither is.
+    /// Opens the dataset in `dir`. Without a `dataset.json` it is taken for one of nanoGPT's or of
+    /// llm.c's, whose shards are told by their names: the tokenizer follows from `vocab.json` or
+    /// `tokenizer.json`, and is GPT-2's where neither is.
     ///
     /// # Errors
     /// [`Error::Data`] for whatever is missing, damaged, or at odds with the rest.
@@ -78,8 +80,8 @@ impl Dataset {
             Some(bytes) => parse_info(&dir.join(INFO), bytes)?,
             None => infer_info(dir)?,
         };
-        let train = TokenFile::open(&dir.join(TRAIN), info.vocab_size)?;
-        let val = TokenFile::open(&dir.join(VAL), info.vocab_size)?;
+        let train = TokenFile::open_all(&token_files(dir, TRAIN)?, info.vocab_size)?;
+        let val = TokenFile::open_all(&token_files(dir, VAL)?, info.vocab_size)?;
         let (train_tokens, val_tokens) = (train.len() as u64, val.len() as u64);
         let info = if described.is_some() {
             for (file, expected, got) in [
@@ -120,6 +122,52 @@ impl Dataset {
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
+}
+
+/// Whether `dir` holds a dataset, as far as names tell.
+pub fn is_in(dir: &Path) -> bool {
+    dir.join(TRAIN).exists() || shards(dir, TRAIN).is_ok_and(|shards| !shards.is_empty())
+}
+
+/// The file of this name, or the shards that stand for it, as llm.c names them.
+fn token_files(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let whole = dir.join(name);
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
+    let shards = shards(dir, name)?;
+    // Where there are none either, it is the file that is missed.
+    Ok(if shards.is_empty() {
+        vec![whole]
+    } else {
+        shards
+    })
+}
+
+/// llm.c's shards of a part: `fineweb_train_000001.bin`, or `tiny_shakespeare_train.bin`; sorted.
+fn shards(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let part = name.trim_end_matches(".bin");
+    let mut shards = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::read(dir))? {
+        let path = entry.map_err(Error::read(dir))?.path();
+        let Some(stem) = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_suffix(".bin"))
+        else {
+            continue;
+        };
+        let number = stem.rsplit_once('_').map(|(_, number)| number);
+        let is_number = number.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()));
+        let rest = match number {
+            Some(number) if is_number => &stem[..stem.len() - number.len() - 1],
+            _ => stem,
+        };
+        if rest.ends_with(&format!("_{part}")) {
+            shards.push(path);
+        }
+    }
+    shards.sort();
+    Ok(shards)
 }
 
 /// Writes `dataset.json` into `dir` and flushes it to the disk.

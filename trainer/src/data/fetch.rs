@@ -5,12 +5,14 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use ureq::Agent;
+use ureq::config::RedirectAuthHeaders;
 use ureq::http::Response;
+use ureq::{Agent, Body};
 
 use crate::{Error, Result};
 
@@ -40,6 +42,17 @@ pub struct Wanted<'a> {
     pub bytes: Option<u64>,
 }
 
+/// How a fetch goes about it.
+#[derive(Clone, Copy, Default)]
+pub struct Access<'a> {
+    /// Named in errors in the place of the source, whose URL may carry a signature.
+    pub name: Option<&'a str>,
+    /// A token for `Authorization`; where the server sends us on, it does not go.
+    pub bearer: Option<&'a str>,
+    /// Set by another thread to give up.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
 /// Why an attempt failed, and what follows from it.
 enum Fault {
     /// Another attempt may do better.
@@ -63,13 +76,26 @@ impl From<Error> for Fault {
 /// `Error::Data` listing why each source failed, to which the caller adds what to do about it;
 /// `Error::Write` if the disk refuses.
 pub fn fetch(wanted: Wanted<'_>, to: &Path, progress: &mut Progress<'_>) -> Result<String> {
+    fetch_with(wanted, Access::default(), to, progress)
+}
+
+/// As [`fetch`].
+///
+/// # Errors
+/// As [`fetch`]; [`Error::Stopped`] when it was to give up.
+pub fn fetch_with(
+    wanted: Wanted<'_>,
+    access: Access<'_>,
+    to: &Path,
+    progress: &mut Progress<'_>,
+) -> Result<String> {
     let mut part = Part::open(to)?;
     if wanted.sha256.is_none() {
         part.truncate(0)?;
     }
     let mut faults = Vec::new();
     for source in wanted.sources {
-        match from_source(source, wanted, &mut part, progress) {
+        match from_source(source, wanted, access, &mut part, progress) {
             Ok(()) => {
                 part.file.sync_all().map_err(Error::write(&part.path))?;
                 fs::rename(&part.path, to).map_err(Error::write(to))?;
@@ -77,7 +103,7 @@ pub fn fetch(wanted: Wanted<'_>, to: &Path, progress: &mut Progress<'_>) -> Resu
             }
             Err(Fault::Fatal(error)) => return Err(error),
             Err(Fault::Passing(fault) | Fault::Lasting(fault)) => {
-                faults.push(format!("  {source}: {fault}"));
+                faults.push(format!("  {}: {fault}", access.name.unwrap_or(source)));
                 if wanted.sha256.is_none() {
                     part.truncate(0)?;
                 }
@@ -97,6 +123,7 @@ pub fn fetch(wanted: Wanted<'_>, to: &Path, progress: &mut Progress<'_>) -> Resu
 fn from_source(
     source: &str,
     wanted: Wanted<'_>,
+    access: Access<'_>,
     part: &mut Part,
     progress: &mut Progress<'_>,
 ) -> Result<(), Fault> {
@@ -107,9 +134,9 @@ fn from_source(
         let attempt = if wanted.bytes == Some(before) {
             Ok(())
         } else if let Some(path) = local_path(source)? {
-            copy(&path, wanted, part, progress)
+            copy(&path, wanted, access, part, progress)
         } else {
-            download(source, wanted, part, &mut validator, progress)
+            download(source, wanted, access, part, &mut validator, progress)
         };
         let fault = match attempt.and_then(|()| part.verify(wanted, before)) {
             Ok(()) => return Ok(()),
@@ -172,6 +199,7 @@ fn percent_decoded(text: &str) -> Option<String> {
 fn copy(
     path: &Path,
     wanted: Wanted<'_>,
+    access: Access<'_>,
     part: &mut Part,
     progress: &mut Progress<'_>,
 ) -> Result<(), Fault> {
@@ -183,7 +211,7 @@ fn copy(
     }
     check_size(Some(metadata.len()), wanted)?;
     part.truncate(0)?;
-    part.receive(&mut file, Some(metadata.len()), wanted, progress)
+    part.receive(&mut file, Some(metadata.len()), wanted, access, progress)
 }
 
 /// Asks the server for what the part lacks. `validator` names the version of the file that the
@@ -191,6 +219,7 @@ fn copy(
 fn download(
     url: &str,
     wanted: Wanted<'_>,
+    access: Access<'_>,
     part: &mut Part,
     validator: &mut Option<String>,
     progress: &mut Progress<'_>,
@@ -200,16 +229,10 @@ fn download(
         part.truncate(0)?;
     }
     let from = part.len()?;
-    // Proxies are taken from the environment, which is what the default configuration does.
-    let agent: Agent = Agent::config_builder()
-        .timeout_resolve(Some(CONNECT_TIMEOUT))
-        .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(STALL_TIMEOUT))
-        .timeout_per_read(Some(STALL_TIMEOUT))
-        .http_status_as_error(false)
-        .build()
-        .new_agent();
-    let mut request = agent.get(url);
+    let mut request = agent().get(url);
+    if let Some(bearer) = access.bearer {
+        request = request.header("Authorization", format!("Bearer {bearer}"));
+    }
     if from > 0 {
         request = request.header("Range", format!("bytes={from}-"));
         if let Some(validator) = validator {
@@ -253,8 +276,50 @@ fn download(
         &mut response.into_body().into_reader(),
         total,
         wanted,
+        access,
         progress,
     )
+}
+
+/// A small answer from a server, tried again where another attempt may do better; or what went
+/// wrong, which does not show the URL.
+pub(super) fn get(url: &str, bearer: Option<&str>) -> Result<Response<Body>, String> {
+    let mut fault = String::new();
+    for attempt in 0..IDLE_ATTEMPTS_MAX {
+        if attempt > 0 {
+            thread::sleep(RETRY_DELAY * 2u32.pow(attempt));
+        }
+        let mut request = agent().get(url);
+        if let Some(bearer) = bearer {
+            request = request.header("Authorization", format!("Bearer {bearer}"));
+        }
+        match request.call() {
+            Ok(answer) => match answer.status().as_u16() {
+                200..300 => return Ok(answer),
+                status @ (408 | 425 | 429 | 500..) => fault = format!("HTTP {status}"),
+                status => return Err(format!("HTTP {status}")),
+            },
+            Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
+                return Err(error.to_string());
+            }
+            Err(error) => fault = error.to_string(),
+        }
+    }
+    Err(fault)
+}
+
+/// A client with the time-outs of a download, which tells the status of an answer, whatever it is.
+fn agent() -> Agent {
+    // Proxies are taken from the environment, which is what the default configuration does.
+    Agent::config_builder()
+        .timeout_resolve(Some(CONNECT_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(STALL_TIMEOUT))
+        .timeout_per_read(Some(STALL_TIMEOUT))
+        .http_status_as_error(false)
+        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+        .build()
+        .new_agent()
 }
 
 /// The first byte and the size of the whole from `Content-Range: bytes 5-9/10`.
@@ -334,6 +399,7 @@ impl Part {
         from: &mut dyn Read,
         total: Option<u64>,
         wanted: Wanted<'_>,
+        access: Access<'_>,
         progress: &mut Progress<'_>,
     ) -> Result<(), Fault> {
         let end = SeekFrom::End(0);
@@ -342,6 +408,10 @@ impl Part {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             progress(done, total);
+            let is_cancelled = access.cancel.map(|cancel| cancel.load(Ordering::Relaxed));
+            if is_cancelled == Some(true) {
+                return Err(Fault::Fatal(Error::Stopped));
+            }
             let received = match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(received) => received,

@@ -4,14 +4,17 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::corpus;
-use super::dataset::{Dataset, DatasetInfo, TRAIN};
-use super::fetch::{self, Wanted};
+use super::dataset::{self, Dataset, DatasetInfo, TRAIN};
+use super::fetch::{self, Access, Wanted};
 use super::prepare::{
-    IfPresent, OnProgress, Preparation, Progress, Stage, Text, TokenizerChoice, prepare,
+    Collection, IfPresent, OnProgress, Packing, Place, Preparation, Progress, SourceFile, Stage,
+    Text, TokenizerChoice, prepare, prepare_documents,
 };
+use super::sources;
 use crate::config::Config;
 use crate::{Error, Result};
 
@@ -184,7 +187,7 @@ pub fn locate(config: &Config, progress: OnProgress<'_>) -> Result<Dataset> {
 
 fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Dataset> {
     let prepared = places.prepared(name);
-    if let Some(dir) = prepared.iter().find(|dir| dir.join(TRAIN).exists()) {
+    if let Some(dir) = prepared.iter().find(|dir| dataset::is_in(dir)) {
         return Dataset::open(dir);
     }
     match known(name) {
@@ -193,13 +196,21 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
             let dir = cached(cache, name);
             let order = Order {
                 name,
-                tokenizer: &known.tokenizer,
+                tokenizer: known.tokenizer.clone(),
                 val_fraction: Preparation::VAL_FRACTION,
                 if_present: IfPresent::Keep,
             };
             make_known(known, &order, places, &dir, progress)?;
             Dataset::open(&dir)
         }
+        None if sources::recipe(name).is_some() => Err(Error::Data(format!(
+            "no dataset {name:?}; looked for {TRAIN} in:\n{}\n\
+             hint: `trainer prepare {name}` fetches it and makes its tokens, which takes hours",
+            list(
+                prepared.iter().map(|dir| format!("  {}", dir.display())),
+                "\n"
+            )
+        ))),
         None => Err(Error::Data(format!(
             "no dataset {name:?}; looked for {TRAIN} in:\n{}\n\
              hint: the program can make {}\n\
@@ -217,7 +228,7 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
 pub fn find_prepared(config: &Config) -> Option<PathBuf> {
     let places = Places::new(&config.data_dir, &config.data_url);
     let mut prepared = places.prepared(&config.dataset).into_iter();
-    prepared.find(|dir| dir.join(TRAIN).exists())
+    prepared.find(|dir| dataset::is_in(dir))
 }
 
 /// Whether the program makes a dataset of this name by itself, and whether that takes a download.
@@ -230,7 +241,7 @@ pub fn caches(config: &Config) -> Vec<PathBuf> {
     Places::new(&config.data_dir, &config.data_url).caches
 }
 
-fn known_names() -> String {
+pub(super) fn known_names() -> String {
     list(KNOWN.iter().map(|known| known.name.to_owned()), ", ")
 }
 
@@ -241,14 +252,18 @@ fn list(items: impl Iterator<Item = String>, between: &str) -> String {
 /// What `trainer prepare` was asked for.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
-    /// A known name, the path of a text, or the URL of one.
-    pub what: &'a str,
-    /// Its name afterwards; by default the known name or the file's without its extension.
+    /// A known name, or what [`sources`] finds files by.
+    pub sources: Vec<String>,
+    /// Its name afterwards; by default the known name or the file's without its extensions.
     pub name: Option<&'a str>,
-    /// By default the known name's, or of characters.
+    /// By default the known name's, GPT-2's for documents, else of characters.
     pub tokenizer: Option<TokenizerChoice>,
-    /// By default nanoGPT's 0.1.
+    /// By default nanoGPT's: 0.1 of a text, 0.0005 of documents.
     pub val_fraction: Option<f64>,
+    /// The field or column of a document's text.
+    pub field: &'a str,
+    /// Says which documents are held back.
+    pub seed: u64,
     /// By default `<data_dir>/<name>`; for a known name as it is, the cache.
     pub out_dir: Option<&'a Path>,
     /// Whether a dataset that is there already is replaced.
@@ -258,18 +273,18 @@ pub struct Request<'a> {
 /// How a dataset is to come out.
 struct Order<'a> {
     name: &'a str,
-    tokenizer: &'a TokenizerChoice,
+    tokenizer: TokenizerChoice,
     val_fraction: f64,
     if_present: IfPresent,
 }
 
 impl<'a> Order<'a> {
-    fn of(&self, text: Text<'a>, source: &'a str) -> Preparation<'a> {
+    fn of(&'a self, text: Text<'a>, source: &'a str) -> Preparation<'a> {
         Preparation {
             text,
             source,
             name: self.name,
-            tokenizer: self.tokenizer,
+            tokenizer: &self.tokenizer,
             val_fraction: self.val_fraction,
             entropy_per_token: None,
             if_present: self.if_present,
@@ -287,11 +302,14 @@ pub fn prepare_named_or_path(
     places: &Places,
     progress: OnProgress<'_>,
 ) -> Result<(PathBuf, DatasetInfo)> {
-    let known = known(request.what);
+    let [first, others @ ..] = request.sources.as_slice() else {
+        return Err(Error::config("expected something to prepare, got nothing"));
+    };
+    let known = known(first).filter(|_| others.is_empty());
     let name = match (request.name, known) {
         (Some(name), _) => name,
         (None, Some(known)) => known.name,
-        (None, None) => stem(request.what),
+        (None, None) => sources::stem(first),
     };
     let is_plain = known.is_some()
         && request.name.is_none()
@@ -307,42 +325,47 @@ pub fn prepare_named_or_path(
         None if is_plain => cached(places.writable_cache()?, name),
         None => places.root.join(name),
     };
-    let default = known.map_or(&TokenizerChoice::Char, |known| &known.tokenizer);
-    let order = Order {
-        name,
-        tokenizer: request.tokenizer.as_ref().unwrap_or(default),
-        val_fraction: request.val_fraction.unwrap_or(Preparation::VAL_FRACTION),
-        if_present: if request.overwrite {
-            IfPresent::Replace
-        } else {
-            IfPresent::Refuse
-        },
+    let if_present = if request.overwrite {
+        IfPresent::Replace
+    } else {
+        IfPresent::Refuse
     };
-    let info = match known {
-        Some(known) => make_known(known, &order, places, &out_dir, progress),
-        None if request.what.contains("://") => {
-            make_from_url(request.what, &order, places, &out_dir, progress)
-        }
-        None if Path::new(request.what).exists() => {
-            let text = Text::File(Path::new(request.what));
-            prepare(&order.of(text, request.what), &out_dir, progress)
-        }
-        None => Err(Error::Data(format!(
-            "{}: no such file, and no dataset of that name\n\
-             hint: the program can make {}",
-            request.what,
-            known_names()
-        ))),
-    }?;
+    let order = |default: &TokenizerChoice| Order {
+        name,
+        tokenizer: request.tokenizer.clone().unwrap_or_else(|| default.clone()),
+        val_fraction: request.val_fraction.unwrap_or(Preparation::VAL_FRACTION),
+        if_present,
+    };
+    if let Some(known) = known {
+        let info = make_known(known, &order(&known.tokenizer), places, &out_dir, progress)?;
+        return Ok((out_dir, info));
+    }
+    let found = sources::find(&request.sources, &|name| env::var_os(name))?;
+    let info = if found.is_one_text {
+        let order = order(&TokenizerChoice::Char);
+        make_from_text(&found.files[0], &order, places, &out_dir, progress)?
+    } else {
+        // Where nothing is to be fetched, nothing is to be written but the dataset.
+        let is_here = |file: &SourceFile| matches!(file.place, Place::Here(_));
+        let downloads = if found.files.iter().all(is_here) {
+            PathBuf::new()
+        } else {
+            places.writable_cache()?.join("sources")
+        };
+        let collection = Collection {
+            files: &found.files,
+            field: request.field,
+            source: &found.source,
+            name,
+            tokenizer: &order(&TokenizerChoice::Gpt2).tokenizer,
+            val_fraction: request.val_fraction.unwrap_or(Collection::VAL_FRACTION),
+            seed: request.seed,
+            if_present,
+            downloads: &downloads,
+        };
+        prepare_documents(&collection, &out_dir, progress)?
+    };
     Ok((out_dir, info))
-}
-
-/// The name of a file without its extension, of a path or a URL.
-fn stem(what: &str) -> &str {
-    let is_url = what.contains("://");
-    let path = what.split(['?', '#']).next().filter(|_| is_url);
-    let name = Path::new(path.unwrap_or(what)).file_stem();
-    name.and_then(|name| name.to_str()).unwrap_or("text")
 }
 
 /// Prepares a dataset that the program knows.
@@ -358,7 +381,7 @@ fn make_known(
             let corpus = corpus::generate(QUICKSTART_CHARS);
             let preparation = Preparation {
                 // Of other tokens than characters the entropy is not known.
-                entropy_per_token: (*order.tokenizer == TokenizerChoice::Char)
+                entropy_per_token: (order.tokenizer == TokenizerChoice::Char)
                     .then_some(corpus.entropy_per_char),
                 ..order.of(Text::Inline(&corpus.text), "generated")
             };
@@ -412,7 +435,7 @@ fn tiny_shakespeare(
         sha256: Some(TINY_SHAKESPEARE_SHA256),
         bytes: Some(TINY_SHAKESPEARE_BYTES),
     };
-    let source = fetched(wanted, &path, progress).map_err(|error| {
+    let source = fetched(wanted, Access::default(), &path, progress).map_err(|error| {
         with_hint(
             error,
             &format!(
@@ -437,35 +460,72 @@ fn is_tiny_shakespeare(path: &Path) -> Result<bool> {
     Ok(sha256 == TINY_SHAKESPEARE_SHA256)
 }
 
-/// Fetches a text, prepares it, and removes it again.
-fn make_from_url(
-    url: &str,
+/// Prepares one text; what is fetched or unpacked for that is removed again.
+fn make_from_text(
+    file: &SourceFile,
     order: &Order<'_>,
     places: &Places,
     out_dir: &Path,
     progress: OnProgress<'_>,
 ) -> Result<DatasetInfo> {
-    let cache = places.writable_cache()?;
-    let path = cache.join(format!("sources/{}-{}", stem(url), std::process::id()));
-    let sources = [url.to_owned()];
-    let wanted = Wanted {
-        sources: &sources,
-        sha256: None,
-        bytes: None,
+    let scratch = |what: &str| -> Result<PathBuf> {
+        let dir = places.writable_cache()?.join("sources");
+        fs::create_dir_all(&dir).map_err(Error::write(&dir))?;
+        let stem = sources::stem(&file.name);
+        Ok(dir.join(format!("{stem}-{}{what}", std::process::id())))
     };
-    let hint = "hint: fetch it by other means and give its path";
-    fetched(wanted, &path, progress).map_err(|error| with_hint(error, hint))?;
-    let made = prepare(&order.of(Text::File(&path), url), out_dir, progress);
-    fs::remove_file(&path).map_err(Error::write(&path))?;
+    let mut temporary = Vec::new();
+    let mut path = match &file.place {
+        Place::Here(path) => path.clone(),
+        Place::There(remote) => {
+            let path = scratch("")?;
+            let sources = [remote.url.clone()];
+            let wanted = Wanted {
+                sources: &sources,
+                sha256: None,
+                bytes: file.bytes,
+            };
+            let access = Access {
+                name: Some(&file.name),
+                ..Access::default()
+            };
+            let hint = format!("hint: {}", remote.hint);
+            fetched(wanted, access, &path, progress).map_err(|error| with_hint(error, &hint))?;
+            temporary.push(path.clone());
+            path
+        }
+    };
+    let mut made = Ok(());
+    if file.packing != Packing::Plain {
+        let unpacked = scratch(".txt")?;
+        temporary.push(unpacked.clone());
+        made = file.packing.unpack(&path, &file.name, &unpacked);
+        path = unpacked;
+    }
+    let made =
+        made.and_then(|()| prepare(&order.of(Text::File(&path), &file.name), out_dir, progress));
+    for path in temporary {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::write(&path)(error));
+            }
+            _ => {}
+        }
+    }
     made
 }
 
 /// Fetches into a folder that may not be there yet.
-fn fetched(wanted: Wanted<'_>, to: &Path, progress: OnProgress<'_>) -> Result<String> {
+fn fetched(
+    wanted: Wanted<'_>,
+    access: Access<'_>,
+    to: &Path,
+    progress: OnProgress<'_>,
+) -> Result<String> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir).map_err(Error::write(dir))?;
     }
-    fetch::fetch(wanted, to, &mut |done, total| {
+    fetch::fetch_with(wanted, access, to, &mut |done, total| {
         progress(Progress {
             stage: Stage::Fetching,
             done,

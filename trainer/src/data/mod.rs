@@ -6,6 +6,7 @@ pub mod dataset;
 pub mod loader;
 pub mod fetch;
 pub mod prepare;
+mod sources;
 pub mod locate;
 
 pub use dataset::{Dataset, DatasetInfo};

@@ -5,6 +5,11 @@
 
 mod folder;
 mod pieces;
+mod pipeline;
+mod unpack;
+mod json;
+mod records;
+mod documents;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +18,14 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+pub use documents::{Collection, Place, Remote, SourceFile, prepare_documents};
 pub use folder::IfPresent;
 use folder::Workshop;
-use pieces::{CutRule, Pieces};
+use pieces::{CutRule, PieceFault, Pieces};
+pub use records::Kind;
+pub use unpack::Packing;
 
 use super::dataset::{self, DatasetInfo};
 use super::fetch::hexadecimal;
@@ -31,8 +38,6 @@ const BLOCK_BYTES: usize = 4 << 20;
 /// What is encoded at a time: large enough that cuts cost nothing, small enough that memory for
 /// the pieces in work stays small on many cores.
 const PIECE_BYTES: usize = 256 << 10;
-/// Pieces in work for each thread; as many again are read meanwhile.
-const PIECES_PER_THREAD: usize = 4;
 /// A part of a dataset is useless below this: one to read, one to foretell.
 const PART_TOKENS_MIN: u64 = 2;
 const FORMAT_VERSION: u32 = 1;
@@ -91,6 +96,15 @@ impl TokenizerChoice {
         }
     }
 
+    /// The tokenizer, unless its vocabulary is to come from the text.
+    fn open(&self) -> Result<Option<Tokenizer>> {
+        match self {
+            Self::Char => Ok(None),
+            Self::Gpt2 => Tokenizer::gpt2().map(Some),
+            Self::Json(path) => Tokenizer::from_file(path).map(Some),
+        }
+    }
+
     /// As `dataset.json` says it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -144,18 +158,10 @@ fn prepare_in_pieces(
     progress: OnProgress<'_>,
 ) -> Result<DatasetInfo> {
     let val_fraction = preparation.val_fraction;
-    if !(val_fraction > 0.0 && val_fraction < 1.0) {
-        return Err(Error::config(format!(
-            "val_fraction: expected a number between 0 and 1, got {val_fraction}"
-        )));
-    }
+    check_val_fraction(val_fraction)?;
     folder::check(out_dir, preparation.if_present)?;
     // A tokenizer of one's own is read before the long work, so that a fault shows at once.
-    let given = match preparation.tokenizer {
-        TokenizerChoice::Char => None,
-        TokenizerChoice::Gpt2 => Some(Tokenizer::gpt2()?),
-        TokenizerChoice::Json(path) => Some(Tokenizer::from_file(path)?),
-    };
+    let given = preparation.tokenizer.open()?;
     let scan = scan(preparation, progress)?;
     // Python's int() cuts off, and so does this.
     let train_chars = (scan.chars as f64 * (1.0 - val_fraction)) as u64;
@@ -198,6 +204,15 @@ fn prepare_in_pieces(
     dataset::write_info(workshop.dir(), &info)?;
     workshop.install(out_dir, preparation.if_present)?;
     Ok(info)
+}
+
+fn check_val_fraction(val_fraction: f64) -> Result<()> {
+    if val_fraction > 0.0 && val_fraction < 1.0 {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "val_fraction: expected a number between 0 and 1, got {val_fraction}"
+    )))
 }
 
 impl<'a> Text<'a> {
@@ -263,7 +278,7 @@ fn scan(preparation: &Preparation<'_>, progress: OnProgress<'_>) -> Result<Scan>
     }
     let mut reader = text.reader(0..bytes)?;
     let mut hash = Sha256::new();
-    let mut seen = vec![false; char::MAX as usize + 1];
+    let mut alphabet = Alphabet::new();
     let mut blocks = Vec::new();
     let (mut start, mut chars) = (0, 0);
     let mut block = Vec::with_capacity(BLOCK_BYTES + 4);
@@ -281,7 +296,7 @@ fn scan(preparation: &Preparation<'_>, progress: OnProgress<'_>) -> Result<Scan>
         }
         .map_err(|at| not_utf8(preparation.source, start + at as u64, block[at]))?;
         blocks.push((start, chars));
-        let (_, count) = rayon::join(|| hash.update(new), || look_at(text, &mut seen));
+        let (_, count) = rayon::join(|| hash.update(new), || alphabet.look_at(text));
         chars += count;
         start += text.len() as u64;
         let read = text.len();
@@ -295,24 +310,42 @@ fn scan(preparation: &Preparation<'_>, progress: OnProgress<'_>) -> Result<Scan>
             break;
         }
     }
-    let alphabet = ('\0'..=char::MAX).filter(|char| seen[*char as usize]);
     Ok(Scan {
         bytes: start,
         chars,
         sha256: hexadecimal(&hash.finalize()),
-        alphabet: alphabet.collect(),
+        alphabet: alphabet.chars().collect(),
         blocks,
     })
 }
 
-/// Counts characters and marks each as seen.
-fn look_at(text: &str, seen: &mut [bool]) -> u64 {
-    let mut count = 0;
-    for char in text.chars() {
-        seen[char as usize] = true;
-        count += 1;
+/// The characters that a text holds.
+struct Alphabet {
+    /// By code point.
+    seen: Vec<bool>,
+}
+
+impl Alphabet {
+    fn new() -> Self {
+        Self {
+            seen: vec![false; char::MAX as usize + 1],
+        }
     }
-    count
+
+    /// Marks each character of `text` as seen, and counts them.
+    fn look_at(&mut self, text: &str) -> u64 {
+        let mut count = 0;
+        for char in text.chars() {
+            self.seen[char as usize] = true;
+            count += 1;
+        }
+        count
+    }
+
+    /// Those seen, sorted.
+    fn chars(&self) -> impl Iterator<Item = char> + '_ {
+        ('\0'..=char::MAX).filter(|char| self.seen[*char as usize])
+    }
 }
 
 /// The whole characters at the beginning of `bytes`, which may end within one; or the index of the
@@ -373,37 +406,28 @@ impl Encoding<'_> {
         let mut writer = TokenWriter::create(path, self.tokenizer.vocab_size())?;
         let reader = self.text.reader(range.clone())?;
         let mut pieces = Pieces::new(reader, self.rule, self.piece_bytes);
-        let batch_pieces = rayon::current_num_threads() * PIECES_PER_THREAD;
-        let mut read_batch = || -> Result<Vec<String>> {
-            let mut batch = Vec::with_capacity(batch_pieces);
-            while batch.len() < batch_pieces
-                && let Some(piece) = pieces.next(&self.text)?
-            {
-                batch.push(piece);
-            }
-            Ok(batch)
-        };
         let mut done = range.start;
-        let mut batch = read_batch()?;
-        while !batch.is_empty() {
-            let (encoded, next) = rayon::join(
-                || {
-                    let encode = |piece: &String| self.tokenizer.encode_ordinary(piece);
-                    batch.par_iter().map(encode).collect::<Result<Vec<_>>>()
-                },
-                &mut read_batch,
-            );
-            for ids in encoded? {
+        pipeline::in_order(
+            rayon::current_num_threads(),
+            std::iter::from_fn(|| pieces.next().transpose()).map(|piece| {
+                piece.map_err(|fault| match fault {
+                    PieceFault::Read(error) => self.text.cannot_read(error),
+                    // The first pass has seen that it is UTF-8.
+                    PieceFault::NotUtf8 { .. } => changed(),
+                })
+            }),
+            |piece| Ok((self.tokenizer.encode_ordinary(&piece)?, piece.len())),
+            |(ids, bytes)| {
                 writer.write(&ids)?;
-            }
-            done += batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            (self.progress)(Progress {
-                stage: Stage::Encoding,
-                done,
-                total: Some(self.total),
-            });
-            batch = next?;
-        }
+                done += bytes as u64;
+                (self.progress)(Progress {
+                    stage: Stage::Encoding,
+                    done,
+                    total: Some(self.total),
+                });
+                Ok(())
+            },
+        )?;
         if done == range.end {
             writer.finish()
         } else {

@@ -7,13 +7,15 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::bpe::Bpe;
+
 /// The only special token of GPT-2: the end of a document.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 /// Ids of ordinary tokens are below this; it is the id of [`END_OF_TEXT`].
 const N_RANKS: u32 = 50_256;
 
-/// Builds the tokenizer: a byte-level BPE of 50,257 tokens.
-pub(super) fn build() -> tokenizers::Result<Tokenizer> {
+/// Builds the tokenizer, a byte-level BPE of 50,257 tokens, and the fast way to encode text.
+pub(super) fn build() -> tokenizers::Result<(Tokenizer, Bpe)> {
     let ranked = tiktoken_rs::r50k_base_singleton();
     let tokens = (0..N_RANKS)
         .map(|rank| ranked.decode_bytes(&[rank]))
@@ -29,21 +31,23 @@ pub(super) fn build() -> tokenizers::Result<Tokenizer> {
     };
     let mut vocab: Vocab = tokens.iter().map(|token| print(token)).zip(0..).collect();
     vocab.insert(END_OF_TEXT.to_owned(), N_RANKS);
-    let merges = tokens
-        .iter()
-        .filter(|token| token.len() > 1)
-        .map(|token| {
-            let at = last_merge(token, &ranks);
-            (print(&token[..at]), print(&token[at..]))
-        })
-        .collect();
+    let id = |bytes: &[u8]| u16::try_from(ranks[bytes]).expect("ranks are below 2^16");
+    let mut merges = Vec::new();
+    let mut pairs = Vec::new();
+    for token in tokens.iter().filter(|token| token.len() > 1) {
+        let (left, right) = token.split_at(last_merge(token, &ranks));
+        merges.push((print(left), print(right)));
+        pairs.push(([id(left), id(right)], id(token)));
+    }
+    let bytes = std::array::from_fn(|byte| id(&[u8::try_from(byte).expect("an array of 256")]));
+    let fast = Bpe::new(bytes, &pairs);
 
     let mut tokenizer = Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
     let byte_level = ByteLevel::new(false, true, true);
     tokenizer.with_pre_tokenizer(Some(byte_level));
     tokenizer.with_decoder(Some(byte_level));
     tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)])?;
-    Ok(tokenizer)
+    Ok((tokenizer, fast))
 }
 
 /// Where the last merge that makes `token` joins its two parts.

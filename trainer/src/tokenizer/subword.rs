@@ -2,18 +2,14 @@
 
 use std::sync::OnceLock;
 
-use tiktoken_rs::CoreBPE;
 use tokenizers::{DecoderWrapper, Tokenizer};
 
+use super::bpe::Bpe;
 use super::gpt2;
 use crate::{Error, Result};
 
 /// What stands for an id or a byte that is no text.
 const REPLACEMENT: &str = "\u{FFFD}";
-
-/// The longest run of white space that the fast way is given, in bytes: beyond twice as many its
-/// regular expression gives up, and that by a panic.
-const WHITE_SPACE_RUN_MAX: usize = 500_000;
 
 /// A tokenizer whose tokens are pieces of words.
 pub struct Subword {
@@ -21,8 +17,8 @@ pub struct Subword {
     prompt: Tokenizer,
     /// A copy that takes special tokens for text, made when it is needed.
     ordinary: OnceLock<Tokenizer>,
-    /// Encodes ordinary text as `ordinary` does, several times faster; only GPT-2's has it.
-    fast: Option<&'static CoreBPE>,
+    /// Encodes ordinary text as `ordinary` does, many times faster; only GPT-2's has it.
+    fast: Option<Bpe>,
     /// The bytes of each token, `None` where an id is not in use; only of byte-level tokenizers,
     /// whose tokens can be halves of characters.
     token_bytes: Option<Vec<Option<Box<[u8]>>>>,
@@ -31,9 +27,11 @@ pub struct Subword {
 
 impl Subword {
     pub(super) fn gpt2() -> Result<Self> {
-        let mut built = Self::new(gpt2::build().map_err(refused)?)?;
-        built.fast = Some(tiktoken_rs::r50k_base_singleton());
-        Ok(built)
+        let (tokenizer, fast) = gpt2::build().map_err(refused)?;
+        Ok(Self {
+            fast: Some(fast),
+            ..Self::new(tokenizer)?
+        })
     }
 
     pub(super) fn from_json(bytes: &[u8]) -> Result<Self> {
@@ -89,10 +87,8 @@ impl Subword {
     }
 
     pub(super) fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
-        if let Some(fast) = self.fast
-            && longest_white_space(text) <= WHITE_SPACE_RUN_MAX
-        {
-            return Ok(fast.encode_ordinary(text));
+        if let Some(fast) = &self.fast {
+            return Ok(fast.encode(text));
         }
         let ordinary = self.ordinary.get_or_init(|| {
             let mut copy = self.prompt.clone();
@@ -164,12 +160,6 @@ fn bytes_of_tokens(tokenizer: &Tokenizer, last: u32) -> Vec<Option<Box<[u8]>>> {
             Some(spelled.unwrap_or_else(|| token.as_bytes().into()))
         })
         .collect()
-}
-
-/// The length of the longest run of white space, in bytes.
-fn longest_white_space(text: &str) -> usize {
-    let runs = text.split(|char: char| !char.is_whitespace());
-    runs.map(str::len).max().unwrap_or(0)
 }
 
 fn refused(error: tokenizers::Error) -> Error {

@@ -224,3 +224,42 @@ fn the_fingerprint_follows_the_content() {
     write_info(dir, &other_vocabulary).unwrap();
     differs("the vocabulary");
 }
+
+#[test]
+fn a_folder_of_llmc_s_shards_opens_with_gpt2() {
+    let shard = |ids: &[u16]| -> Vec<u8> {
+        let mut header = [0i32; 256];
+        header[..3].copy_from_slice(&[20_240_520, 1, ids.len() as i32]);
+        let header = header.iter().flat_map(|number| number.to_le_bytes());
+        let body = ids.iter().flat_map(|id| id.to_le_bytes());
+        header.chain(body).collect()
+    };
+    for (train, val) in [
+        (
+            &["fineweb_train_000001.bin", "fineweb_train_000002.bin"][..],
+            "fineweb_val_000000.bin",
+        ),
+        (&["tiny_train.bin"], "tiny_val.bin"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_in(folder.path()));
+        let mut expected = Vec::new();
+        // Written backwards, for the names are to give the order.
+        for (number, name) in train.iter().enumerate().rev() {
+            let ids = [50_256, number as u16, 7];
+            fs::write(folder.path().join(name), shard(&ids)).unwrap();
+            expected.splice(0..0, ids.map(u32::from));
+        }
+        fs::write(folder.path().join(val), shard(&[50_256, 5])).unwrap();
+        fs::write(folder.path().join("constrain.bin"), "not one").unwrap();
+        assert!(is_in(folder.path()));
+        let dataset = Dataset::open(folder.path()).unwrap();
+        let mut got = vec![0; dataset.train.len()];
+        dataset.train.copy(0, &mut got);
+        assert_eq!((got, dataset.val.len()), (expected, 2));
+        assert_eq!(
+            (dataset.info.tokenizer.as_str(), dataset.info.vocab_size),
+            ("gpt2", 50_257)
+        );
+    }
+}

@@ -356,6 +356,7 @@ fn two_that_fetch_at_once_do_not_disturb_each_other() {
                 sha256: None,
                 bytes: None,
             },
+            Access::default(),
             &mut |_, _| {},
         )
         .ok()

@@ -26,12 +26,14 @@ fn put(from: &str, to: &Path) {
     fs::copy(from, to).expect(from);
 }
 
-fn request(what: &str) -> Request<'_> {
+fn request(what: &str) -> Request<'static> {
     Request {
-        what,
+        sources: vec![what.to_owned()],
         name: None,
         tokenizer: None,
         val_fraction: None,
+        field: "text",
+        seed: Collection::SEED,
         out_dir: None,
         overwrite: false,
     }
@@ -312,7 +314,10 @@ fn a_text_of_ones_own_is_prepared_below_the_root_and_then_found() {
         .unwrap()
         .collect();
     assert!(left.is_empty(), "{left:?}");
-    assert_eq!(stem("https://example.org/a/b.c.txt?x=/y.z#w"), "b.c");
+    assert_eq!(
+        sources::stem("https://example.org/a/b.c.txt?x=/y.z#w"),
+        "b.c"
+    );
 }
 
 #[test]
@@ -361,7 +366,8 @@ fn names_that_mean_nothing_and_texts_that_cannot_be_had_say_what_to_do() {
     let absent = prepare_named_or_path(&request("absent.txt"), &places, &|_| {}).unwrap_err();
     let expected = expect_test::expect![[r#"
         absent.txt: no such file, and no dataset of that name
-        hint: the program can make quickstart, shakespeare_char, shakespeare"#]];
+        hint: the program can make quickstart, shakespeare_char, shakespeare
+        hint: and from the Hugging Face hub, openwebtext, fineweb, fineweb-10B, fineweb-edu"#]];
     expected.assert_eq(&shown(absent));
     places.mirrors = vec!["ftp://example.org/t".to_owned()];
     let unfetched = locate_in(&places, "shakespeare_char", &|_| {}).unwrap_err();

@@ -1,9 +1,8 @@
 //! Cuts a stream of text into pieces that can be encoded by themselves. Called by `prepare`.
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use super::{Text, TokenizerChoice, changed, whole_characters};
-use crate::Result;
+use super::{TokenizerChoice, whole_characters};
 
 /// A piece without a safe place to cut grows to this many times its size, then it is cut between
 /// any two characters. Then one token may come out as two: once in megabytes without white space.
@@ -71,6 +70,19 @@ pub(super) struct Pieces<'a> {
     piece_bytes: usize,
     /// Read, but not given out.
     buffer: Vec<u8>,
+    /// Bytes that were given out.
+    offset: u64,
+}
+
+/// Why there is no next piece.
+#[derive(Debug)]
+pub(super) enum PieceFault {
+    Read(io::Error),
+    /// This byte of the stream is no part of a character.
+    NotUtf8 {
+        offset: u64,
+        byte: u8,
+    },
 }
 
 impl<'a> Pieces<'a> {
@@ -84,23 +96,28 @@ impl<'a> Pieces<'a> {
             rule,
             piece_bytes,
             buffer: Vec::new(),
+            offset: 0,
         }
     }
 
     /// The next piece; `None` after the last.
-    pub(super) fn next(&mut self, text: &Text<'_>) -> Result<Option<String>> {
+    pub(super) fn next(&mut self) -> Result<Option<String>, PieceFault> {
         for growth in 1..=GROWTH_MAX {
             let wanted = self.piece_bytes * growth;
             let missing = wanted.saturating_sub(self.buffer.len()) as u64;
             (&mut self.reader)
                 .take(missing)
                 .read_to_end(&mut self.buffer)
-                .map_err(|error| text.cannot_read(error))?;
+                .map_err(PieceFault::Read)?;
             let is_last = self.buffer.len() < wanted;
-            let whole = whole_characters(&self.buffer).map_err(|_| changed())?;
-            if is_last && whole.len() < self.buffer.len() {
-                return Err(changed());
+            let whole = match whole_characters(&self.buffer) {
+                Ok(text) if is_last && text.len() < self.buffer.len() => Err(text.len()),
+                other => other,
             }
+            .map_err(|at| PieceFault::NotUtf8 {
+                offset: self.offset + at as u64,
+                byte: self.buffer[at],
+            })?;
             if whole.is_empty() && is_last {
                 return Ok(None);
             }
@@ -114,6 +131,7 @@ impl<'a> Pieces<'a> {
             if let Some(cut) = cut {
                 let piece = whole[..cut].to_owned();
                 self.buffer.drain(..cut);
+                self.offset += cut as u64;
                 return Ok(Some(piece));
             }
         }

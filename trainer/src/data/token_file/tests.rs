@@ -1,10 +1,13 @@
 //! Token files: round trips, every refusal, and the note that spares the second scan.
 
+use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
+use super::shard::{CHECK_TOKENS, Stamp};
 use super::*;
+use crate::error::Error;
 
 fn write(path: &Path, vocab_size: usize, ids: &[u32]) -> u64 {
     let mut writer = TokenWriter::create(path, vocab_size).unwrap();
@@ -209,7 +212,7 @@ fn a_damaged_note_is_ignored_and_replaced() {
     file.check_ids().unwrap();
     assert_eq!(
         serde_json::from_slice::<Stamp>(&fs::read(&note).unwrap()).unwrap(),
-        file.stamp
+        file.shards[0].stamp
     );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
@@ -232,4 +235,73 @@ fn a_window_past_the_end_is_our_mistake() {
     let path = folder.path().join("train.bin");
     write(&path, 65, &[1, 2, 3]);
     TokenFile::open(&path, 65).unwrap().copy(2, &mut [0; 2]);
+}
+
+/// A file as llm.c's `data_common.py` writes it.
+fn llmc(path: &Path, [magic, version, count]: [i32; 3], ids: &[u16]) {
+    let mut header = [0i32; 256];
+    header[..3].copy_from_slice(&[magic, version, count]);
+    let header = header.iter().flat_map(|number| number.to_le_bytes());
+    let body = ids.iter().flat_map(|id| id.to_le_bytes());
+    fs::write(path, header.chain(body).collect::<Vec<u8>>()).unwrap();
+}
+
+#[test]
+fn files_of_llmc_are_read_by_their_header() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shard.bin");
+    llmc(&path, [20_240_520, 1, 4], &[50_256, 1, 2, 3]);
+    assert_eq!(read(&path, 50_257), [50_256, 1, 2, 3]);
+    llmc(&path, [20_240_520, 1, 2], &[50_256, 50_257]);
+    let message = refusal(TokenFile::open(&path, 50_257).unwrap().check_ids());
+    assert!(message.contains("token 1 is id 50257"), "{message}");
+
+    for (header, ids, needles) in [
+        ([20_240_520, 2, 1], &[7][..], ["version 1", "got version 2"]),
+        (
+            [20_240_520, 1, 5],
+            &[7, 8],
+            ["1034 bytes for 5", "got 1028"],
+        ),
+        ([20_240_520, 1, 0], &[], ["expected token ids", "got none"]),
+    ] {
+        llmc(&path, header, ids);
+        let message = refusal(TokenFile::open(&path, 50_257));
+        for needle in needles {
+            assert!(message.contains(needle), "{needle:?}: {message}");
+        }
+    }
+    // Cut short within the header.
+    llmc(&path, [20_240_520, 1, 3], &[1, 2, 3]);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..100]).unwrap();
+    let message = refusal(TokenFile::open(&path, 50_257));
+    assert!(
+        message.contains("expected 1030 bytes for 3 tokens"),
+        "{message}"
+    );
+    // nanoGPT's files may begin with any ids, these too.
+    let [low, high] = [20_240_520u32 as u16, (20_240_520u32 >> 16) as u16];
+    let ids = [low, high, 1, 0, 9].map(u32::from);
+    write(&path, 60_000, &ids);
+    assert_eq!(read(&path, 60_000), ids);
+}
+
+#[test]
+fn shards_follow_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b", "c"].map(|name| folder.path().join(name));
+    llmc(&paths[0], [20_240_520, 1, 3], &[0, 1, 2]);
+    write(&paths[1], 50_257, &[3]);
+    llmc(&paths[2], [20_240_520, 1, 4], &[4, 5, 6, 7]);
+    let file = TokenFile::open_all(&paths, 50_257).unwrap();
+    file.check_ids().unwrap();
+    assert_eq!((file.len(), file.path()), (8, paths[0].as_path()));
+    for start in 0..=8 {
+        for end in start..=8 {
+            let mut ids = vec![99; end - start];
+            file.copy(start, &mut ids);
+            assert_eq!(ids, (start as u32..end as u32).collect::<Vec<_>>());
+        }
+    }
 }
