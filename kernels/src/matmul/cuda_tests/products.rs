@@ -291,7 +291,7 @@ fn chosen(products: &mut Products<bf16>, device: &Device, task: Task, pick: Pick
 }
 
 #[test]
-fn choices_are_taken_from_the_end_that_is_asked_for() {
+fn choices_are_from_the_end_that_is_asked_for_on_the_emulator() {
     let device = &Device::emulator(Schedule::default());
     let dims = SHAPES[0];
     let kind = Kind::ForwardGelu {
@@ -334,7 +334,7 @@ fn choices_are_taken_from_the_end_that_is_asked_for() {
 }
 
 #[test]
-fn without_a_way_or_its_alignment_the_kernels_of_the_room_do_it() {
+fn without_a_way_or_its_alignment_the_room_does_it_on_the_emulator() {
     let device = &Device::emulator(Schedule::default());
     let dims = SHAPES[0];
     let Dims { m, k, n } = dims;
