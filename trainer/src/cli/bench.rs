@@ -53,6 +53,7 @@ impl Wanted {
 }
 
 pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
+    words.spell_out();
     let source = words.take("config")?;
     let Wanted {
         steps,
@@ -67,6 +68,9 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let model = model_of(config);
     let config = &engine::fitted(&place, config, &model)?;
     let mut engine = engine::build(&place, config, &model)?;
+    if config.verbose {
+        print(&engine.notes(true).join("\n"))?;
+    }
     let mut bench = Bench::new(config, &model, &mode, started);
     bench.steps(engine.as_mut(), warmup_steps)?;
     engine.take_profile();
