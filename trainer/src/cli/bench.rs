@@ -29,6 +29,7 @@ struct Wanted {
 
 impl Wanted {
     fn take(words: &mut Words) -> Result<Self> {
+        words.spell_out();
         let mut word = |name: &str, default: &str| -> Result<String> {
             Ok(words.take(name)?.unwrap_or_else(|| default.to_owned()))
         };
@@ -53,7 +54,6 @@ impl Wanted {
 }
 
 pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
-    words.spell_out();
     let source = words.take("config")?;
     let Wanted {
         steps,

@@ -77,8 +77,8 @@ impl Library {
             }
         }
         Err(CudaError::Unavailable(format!(
-            "{}: cuBLASLt: {}\nhint: pip install nvidia-cublas-cu12 (nvidia-cublas for CUDA 13), or \
-             {} names the library or its folder",
+            "{}: cuBLASLt: {}\nhint: pip install nvidia-cublas-cu12 (nvidia-cublas for CUDA 13), \
+             or {} names the library or its folder",
             device.name(),
             tried.join("; "),
             VARIABLE
@@ -140,7 +140,7 @@ impl Library {
 impl Drop for Library {
     fn drop(&mut self) {
         if self.enter().is_ok() {
-            // SAFETY: created once, and calls keep the library. Nobody is left to tell of a failure.
+            // SAFETY: created once, and calls keep the library. Nobody is left to hear of a fault.
             unsafe { (self.code.functions.destroy)(self.handle) };
         }
     }

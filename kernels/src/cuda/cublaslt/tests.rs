@@ -75,15 +75,20 @@ fn what_is_no_library_is_told() {
     assert_eq!(text, "libm.so.6 has no cublasLtCreate");
 }
 
-/// Of NVIDIA's library only the descriptors work without a GPU, and that it says so.
-#[test]
-fn descriptors_take_what_is_set_and_refuse_other_sizes() {
+/// NVIDIA's where it is given, otherwise the emulator's. Of NVIDIA's only the descriptors work
+/// without a GPU.
+fn code() -> Code {
     let path = wheel().map_or(emulator::CUBLASLT.into(), |packages| {
         packages.join("nvidia/cublas/lib/libcublasLt.so.12")
     });
-    let code = Code::load(&path).unwrap();
+    Code::load(&path).unwrap()
+}
+
+#[test]
+fn descriptors_take_what_is_set_and_refuse_other_sizes() {
+    let code = code();
     let f = &code.functions;
-    let [mut matmul, mut layout, mut preference] = [std::ptr::null_mut(); 3];
+    let mut matmul = std::ptr::null_mut();
     let (word, long) = (ffi::OP_T, 64u64);
     let (word, long) = ((&raw const word).cast(), (&raw const long).cast());
     // SAFETY: descriptors are written, used and destroyed in this order; values have 8 bytes.
@@ -106,6 +111,24 @@ fn descriptors_take_what_is_set_and_refuse_other_sizes() {
             assert_eq!((f.matmul_set)(matmul, attribute, long, 8), 0, "{attribute}");
             assert_ne!((f.matmul_set)(matmul, attribute, word, 4), 0, "{attribute}");
         }
+        assert_eq!((f.matmul_destroy)(matmul), 0);
+    }
+    assert!(code.version >= VERSION_MIN);
+    let text = text_of(f, 15);
+    assert!(text.ends_with("(status 15)") && text.len() > 15, "{text}");
+}
+
+#[test]
+fn preferences_take_what_is_set_and_nothing_is_found_without_a_handle() {
+    let code = code();
+    let f = &code.functions;
+    let [mut matmul, mut layout, mut preference] = [std::ptr::null_mut(); 3];
+    let (word, long) = (2u32, 64u64);
+    let (word, long) = ((&raw const word).cast(), (&raw const long).cast());
+    // SAFETY: as above.
+    unsafe {
+        let types = (ffi::COMPUTE_32F, ffi::TYPE_F32);
+        assert_eq!((f.matmul_create)(&raw mut matmul, types.0, types.1), 0);
         assert_eq!(
             (f.layout_create)(&raw mut layout, ffi::TYPE_BF16, 8, 16, 8),
             0
@@ -146,9 +169,6 @@ fn descriptors_take_what_is_set_and_refuse_other_sizes() {
         assert_eq!((f.layout_destroy)(layout), 0);
         assert_eq!((f.matmul_destroy)(matmul), 0);
     }
-    assert!(code.version >= VERSION_MIN);
-    let text = text_of(f, 15);
-    assert!(text.ends_with("(status 15)") && text.len() > 15, "{text}");
 }
 
 /// The numbers, sizes and types of ffi.rs as C++ that only NVIDIA's header makes true.

@@ -143,28 +143,29 @@ impl<T: Float> Case<T> {
                 (vec![down(&dpre)], vec![])
             }
             Kind::BackwardWeight { bias } => {
-                let mut dweight = device.upload(&self.dweight).unwrap();
-                let mut dbias = device.upload(&self.dbias).unwrap();
-                let len = cuda::scratch_len(dims, device.properties());
-                let mut scratch = device.alloc(len).unwrap();
-                let for_bias = bias.then_some(&mut dbias);
-                let done = products.backward_weight(
-                    &stream,
-                    &mut dweight,
-                    for_bias,
-                    &dout,
-                    &x,
-                    &mut scratch,
-                    dims,
-                );
-                done.unwrap();
-                let left = [&dweight, &dbias].map(|buffer| buffer.download().unwrap());
-                (
-                    vec![],
-                    left.into_iter().take(1 + usize::from(bias)).collect(),
-                )
+                (vec![], self.run_weight(products, device, [&dout, &x], bias))
             }
         }
+    }
+
+    /// Gradients of the weight and, where it is asked for, of the bias.
+    fn run_weight(
+        &self,
+        products: &Products<T>,
+        device: &Device,
+        [dout, x]: [&Buffer<T>; 2],
+        bias: bool,
+    ) -> Vec<Vec<f32>> {
+        let (stream, dims) = (device.stream().unwrap(), self.layer.dims);
+        let mut dweight = device.upload(&self.dweight).unwrap();
+        let mut dbias = device.upload(&self.dbias).unwrap();
+        let len = cuda::scratch_len(dims, device.properties());
+        let (mut scratch, for_bias) = (device.alloc(len).unwrap(), bias.then_some(&mut dbias));
+        products
+            .backward_weight(&stream, &mut dweight, for_bias, dout, x, &mut scratch, dims)
+            .unwrap();
+        let left = [&dweight, &dbias].map(|buffer| buffer.download().unwrap());
+        left.into_iter().take(1 + usize::from(bias)).collect()
     }
 
     fn expected(&self, kind: Kind) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {

@@ -69,8 +69,8 @@ pub(super) fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Sha
 /// A function of a run's shape.
 type OfShape<'a, R> = Box<dyn Fn(Shape) -> R + 'a>;
 
-/// What a run of any shape takes on a device in the precision that the config asks for, and the plan
-/// of its step.
+/// What a run of any shape takes on a device in the precision that the config asks for, and its
+/// step's plan.
 ///
 /// # Errors
 /// [`Error::Config`] where the device does not have the precision, [`Error::Gpu`] where it fails.
