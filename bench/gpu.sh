@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dist=$root/dist/gpu
 out=${OUT:-$root/bench/out}
-stages=(conformance kernels parity ceilings peer ours train profile)
+stages=(conformance kernels parity ceilings products peer ours train profile)
 run_s_max=60
 figures_s_max=150
 train_s_max=170
@@ -34,12 +34,15 @@ stages:
   kernels       every room's tests on the GPU; again under compute-sanitizer, if there is one
   parity        whole steps on the GPU against recorded runs and the CPU's engine
   ceilings      the rates of a copy and of a product in 16 bits
+  products      who computes each product, timed and kept for the stages after it; iterations with
+                the program's own kernels alone
   peer, ours    iterations of nanoGPT in PyTorch under torch.compile and of the trainer, and the
                 seconds to the first step; after both, their ratios
   train         shakespeare_char to its end: time and validation loss
   profile       where the time of an iteration goes, room by room; ncu, if there is one
 environment:
   PEER_PYTHON         the python that has torch (default: python3)
+  ANNEAL_CUBLASLT     libcublasLt.so or its folder (default: PEER_PYTHON's, else what is found)
   TRAINER_DEVICE      for ceilings to profile: the key device (default: cuda)
   SHAPES              for peer and ours (default: char gpt2-16 gpt2-32 gpt2-64)
   STEPS               for peer and ours: timed iterations (default: 50)
@@ -142,7 +145,9 @@ stage_conformance() {
 stage_kernels() {
     tests kernels "device" kernels-device "$dist/kernels-tests" \
         conformance::tests::device_is_the_one || return 0
-    tests kernels "tests" kernels "$dist/kernels-tests" cuda || true
+    # What stands for cuBLASLt on the emulator is not carried along.
+    local ours=(--skip cublaslt::tests --skip on_the_emulator)
+    tests kernels "tests" kernels "$dist/kernels-tests" cuda "${ours[@]}" || true
     local sanitizer tool
     if ! sanitizer=$(find_tool compute-sanitizer); then
         row kernels compute-sanitizer - - - "skipped: not found"
@@ -150,7 +155,7 @@ stage_kernels() {
     fi
     for tool in memcheck racecheck; do
         tests kernels "$tool" "kernels-$tool" "$sanitizer" --tool "$tool" --error-exitcode 99 \
-            "$dist/kernels-tests" cuda || true
+            "$dist/kernels-tests" cuda "${ours[@]}" --skip cuda_tests::products || true
     done
 }
 
@@ -192,6 +197,21 @@ stage_ceilings() {
     figures ceilings "copy and product" ceilings ceilings \
         "$dist/trainer" bench --device="$trainer_device" --steps=1 --warmup_steps=0 --n_layer=1 \
         --n_head=1 --n_embd=64 --block_size=32 --batch_size=1 --vocab_size=64 || true
+}
+
+# The first run of a shape times its products, which takes seconds; they are kept in $out/cache.
+stage_products() {
+    local name words
+    for name in "${shape_names[@]}"; do
+        read -r -d '' -a words <<<"${shapes[$name]}" || true
+        words+=(--device="$trainer_device" --gradient_accumulation_steps=1)
+        figures products "$name, timed" "products-$name" iteration "$dist/trainer" bench \
+            --steps=1 --warmup_steps=0 --verbose=true "${words[@]}" || continue
+        grep -E '^(products|tf32|  (forward|backward))' "$out/products-$name.log" |
+            tee "$out/products-$name.txt"
+        figures products "$name, own" "own-$name" iteration "$dist/trainer" bench \
+            --steps="$steps" --cublaslt=off "${words[@]}" || true
+    done
 }
 
 stage_peer() {
@@ -270,6 +290,20 @@ stage_profile() {
     row profile ncu - - "$(seconds_since "$start")" "$verdict"
 }
 
+# That of the peer, so that both have the same.
+find_cublaslt() {
+    "$python" - 2>/dev/null <<'PYTHON'
+import glob
+import sys
+
+import nvidia
+
+folders = [f"{top}/{folder}" for folder in ("cu13/lib", "cublas/lib") for top in nvidia.__path__]
+found = [file for folder in folders for file in sorted(glob.glob(f"{folder}/libcublasLt.so.*"))]
+print(found[0]) if found else sys.exit(1)
+PYTHON
+}
+
 find_tool() {
     command -v "$1" && return
     local home place
@@ -292,6 +326,10 @@ run() {
         [[ -x $dist/$program ]] || fail "$dist/$program is missing: run bench/gpu.sh build"
     done
     mkdir -p "$out"
+    export ANNEAL_CACHE=$out/cache
+    if [[ -z ${ANNEAL_CUBLASLT:-} ]] && ANNEAL_CUBLASLT=$(find_cublaslt); then
+        export ANNEAL_CUBLASLT
+    fi
     commit=$(<"$dist/commit")
     device=$(nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader \
         2>/dev/null | head -n 1) || device="no GPU that nvidia-smi knows"

@@ -1,4 +1,5 @@
-//! Compiles the emulator's runtime and every kernel of `kernels/src/*/*.cu` with the C++ compiler.
+//! Compiles the emulator's runtime and every kernel of `kernels/src/*/*.cu` with the C++ compiler,
+//! and the shared library that stands for cuBLASLt.
 //!
 //! One object for each file, compiled again only if the file, a header it includes or the command
 //! changed. `ANNEAL_EMULATOR_SANITIZE=address|undefined|thread` compiles the kernels with that
@@ -56,7 +57,14 @@ fn main() {
     let tests = here.join("tests");
     let planted = tests.join("planted.cu");
     sources.push(planted.clone());
-    for watched in [&here.join("include"), &here.join("runtime"), &rooms, &tests] {
+    let cublaslt = here.join("cublaslt");
+    for watched in [
+        &here.join("include"),
+        &here.join("runtime"),
+        &rooms,
+        &tests,
+        &cublaslt,
+    ] {
         println!("cargo::rerun-if-changed={}", watched.display());
     }
     println!("cargo::rerun-if-env-changed={SANITIZE}");
@@ -71,6 +79,9 @@ fn main() {
         compiler(&here, sanitizer, false),
         compiler(&here, sanitizer, true),
     );
+    let object = compile(&runtime, &cublaslt.join("cublaslt.cpp"), &objects);
+    let library = share(&runtime, &object, &out.join("libemulated_cublaslt.so"));
+    println!("cargo::rustc-env=EMULATOR_CUBLASLT={library}");
     let (queue, compiled) = (Mutex::new(sources), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..JOBS {
@@ -206,6 +217,17 @@ fn compile(compiler: &cc::Tool, source: &Path, objects: &Path) -> PathBuf {
     let made = fingerprint(&format!("{command:?}"), &dependencies);
     fs::write(&stamp, made.expect("the compiler wrote it")).expect("OUT_DIR can be written");
     object
+}
+
+/// Links an object as a shared library: its path.
+fn share(compiler: &cc::Tool, object: &Path, library: &Path) -> String {
+    let mut command = compiler.to_command();
+    command.arg("-shared").arg("-o").args([library, object]);
+    let output = command.output().expect("the compiler ran before");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}:\n{text}", library.display());
+    let path = library.to_str();
+    path.expect("the target folder's path is UTF-8").to_owned()
 }
 
 /// A hash of the command and of every file the last compilation read, by its dependency file.

@@ -161,6 +161,7 @@ fn model_of(config: &Config) -> ModelConfig {
 }
 
 fn train(mut words: Words, started: Instant) -> Result<ExitCode> {
+    words.spell_out();
     let source = words.take("config")?;
     let resume = words.take_resume();
     let goes_on =
@@ -207,6 +208,13 @@ impl Words {
         self.words
             .iter()
             .any(|word| word == "--help" || word == "-h")
+    }
+
+    /// Has short words be what they stand for.
+    fn spell_out(&mut self) {
+        for word in self.words.iter_mut().filter(|word| *word == "-v") {
+            "--verbose=true".clone_into(word);
+        }
     }
 
     /// Takes `--name=value` or `--name value` out of the words; the last one counts.

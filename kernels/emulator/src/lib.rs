@@ -12,6 +12,9 @@ use std::ffi::{CStr, c_char, c_void};
 /// gives. `SHARED_BYTES_MAX` in `include/block.h`.
 pub const SHARED_BYTES_MAX: u32 = 99 << 10;
 
+/// The shared library that stands for cuBLASLt, where build.rs put it.
+pub const CUBLASLT: &str = env!("EMULATOR_CUBLASLT");
+
 /// Which of the runnable threads goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -127,8 +127,7 @@ impl Graph {
         match (&self.home, &self.device.home) {
             #[cfg(any(test, feature = "emulator"))]
             (GraphHome::Emulated, Home::Emulated(schedule)) => {
-                emulated::replay(&self.nodes, schedule);
-                Ok(())
+                emulated::replay(&self.nodes, schedule)
             }
             #[cfg(feature = "cuda")]
             (GraphHome::Cuda(graph), _) => graph.launch(stream.driver()),

@@ -86,6 +86,37 @@ impl Device {
         &self.properties.name
     }
 
+    /// Bytes that a new buffer begins at a multiple of, as far as matters to anybody: on a GPU more
+    /// than any kernel asks for.
+    pub(crate) fn alignment(&self) -> u32 {
+        match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            Home::Emulated(_) => 16,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) => 128,
+        }
+    }
+
+    /// The CUDA release that the driver is of, 1000 major + 10 minor; 0 on the emulator.
+    pub fn driver_version(&self) -> i32 {
+        match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            Home::Emulated(_) => 0,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(driver) => driver.version(),
+        }
+    }
+
+    /// A number for the machine code of this program's products; 0 on the emulator.
+    pub fn kernels_hash(&self) -> u64 {
+        match &self.home {
+            #[cfg(any(test, feature = "emulator"))]
+            Home::Emulated(_) => 0,
+            #[cfg(feature = "cuda")]
+            Home::Cuda(_) => super::fatbin::hash(&["matmul", "gelu"]),
+        }
+    }
+
     /// Memory that can still be allocated, in bytes; `None` on the emulator, whose memory is the
     /// host's.
     pub fn free_bytes(&self) -> Result<Option<u64>, CudaError> {

@@ -29,7 +29,7 @@ pub(super) fn properties(schedule: &Schedule) -> Properties {
 /// # Safety
 ///
 /// What it touches must be valid; see [`super::Stream::launch`].
-pub(super) unsafe fn run(work: &Work, schedule: &Schedule) {
+pub(super) unsafe fn run(work: &Work, schedule: &Schedule) -> Result<(), CudaError> {
     match work {
         Work::Launch { kernel, grid, args } => {
             let mut bits: Vec<u64> = args.iter().map(Arg::bits).collect();
@@ -56,12 +56,15 @@ pub(super) unsafe fn run(work: &Work, schedule: &Schedule) {
         },
         // SAFETY: the caller's promise.
         Work::Zero { to } => unsafe { std::ptr::write_bytes(to.address as *mut u8, 0, to.bytes) },
+        // SAFETY: the caller's promise; the emulator's library has no streams.
+        Work::Multiply(call) => unsafe { call.run(std::ptr::null_mut())? },
     }
+    Ok(())
 }
 
 /// Runs recorded work in one of the orders that its nodes' waits allow: of those that can run, the
 /// first that was recorded, the last, or one by chance.
-pub(super) fn replay(nodes: &[Node], schedule: &Schedule) {
+pub(super) fn replay(nodes: &[Node], schedule: &Schedule) -> Result<(), CudaError> {
     let mut waits: Vec<usize> = nodes.iter().map(|node| node.after.len()).collect();
     let mut ready: Vec<usize> = (0..nodes.len()).filter(|&i| waits[i] == 0).collect();
     let mut followers = vec![Vec::new(); nodes.len()];
@@ -79,7 +82,7 @@ pub(super) fn replay(nodes: &[Node], schedule: &Schedule) {
             Order::Random => (chance.next_f64() * ready.len() as f64) as usize,
         });
         // SAFETY: promised when it was recorded, and the arguments keep their memory.
-        unsafe { run(&nodes[next].work, schedule) }
+        unsafe { run(&nodes[next].work, schedule)? }
         for &follower in &followers[next] {
             waits[follower] -= 1;
             if waits[follower] == 0 {
@@ -87,6 +90,7 @@ pub(super) fn replay(nodes: &[Node], schedule: &Schedule) {
             }
         }
     }
+    Ok(())
 }
 
 /// The kernel, if it can be launched so.

@@ -24,6 +24,15 @@ pub(super) fn find(kernel: &str) -> Option<&'static Fatbin> {
         .find(|fatbin| fatbin.kernels.contains(&kernel))
 }
 
+/// FNV-1a of the fatbins of these rooms.
+pub(super) fn hash(rooms: &[&str]) -> u64 {
+    let room = |fatbin: &&Fatbin| rooms.contains(&fatbin.name.split('/').next().unwrap_or(""));
+    let bytes = FATBINS.iter().filter(room).flat_map(|fatbin| fatbin.bytes);
+    bytes.fold(0xCBF2_9CE4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::{FATBINS, find};

@@ -10,6 +10,7 @@ mod arg;
 mod stream;
 mod capture;
 mod work;
+pub mod cublaslt;
 #[cfg(any(test, feature = "emulator"))]
 mod emulated;
 #[cfg(feature = "cuda")]

@@ -147,14 +147,14 @@ impl Stream {
     ///
     /// What the work touches must be valid until it is done: see [`Stream::launch`].
     #[expect(unsafe_code, reason = "runs kernels")]
-    unsafe fn add(&self, work: Work) -> Result<(), CudaError> {
+    pub(super) unsafe fn add(&self, work: Work) -> Result<(), CudaError> {
         let mut branch = self.branch();
         match (&self.home, &self.device.home) {
             #[cfg(any(test, feature = "emulator"))]
             (StreamHome::Emulated, Home::Emulated(schedule)) => {
                 if branch.is_none() {
                     // SAFETY: the caller's promise.
-                    unsafe { emulated::run(&work, schedule) }
+                    unsafe { emulated::run(&work, schedule)? }
                 }
             }
             // The driver knows which of its streams record.

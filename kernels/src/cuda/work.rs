@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::buffer::Memory;
+use super::cublaslt::Call;
 #[cfg(feature = "cuda")]
 use super::driver;
 use super::{Arg, CudaError, Device, Grid};
@@ -23,6 +24,8 @@ pub(super) enum Work {
     Zero {
         to: Region,
     },
+    /// By cuBLASLt.
+    Multiply(Arc<Call>),
 }
 
 /// A part of a memory.

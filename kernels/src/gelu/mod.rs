@@ -18,7 +18,7 @@ mod cuda_tests;
 pub(crate) mod tests;
 
 /// The form of GELU: exact with erf, or with tanh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     Erf,
     Tanh,

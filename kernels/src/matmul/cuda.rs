@@ -1,9 +1,10 @@
 //! The linear layer on a device: products in tiles on tensor cores, f32 in full f32, with what
-//! follows them fused. Called by engines that run there, where cuBLASLt does not.
+//! follows them fused. Called by engines that run there, through `products`, which knows cuBLASLt.
 //!
 //! Sums are in f32 and their order depends on the sizes and the device alone.
 
 mod tiles;
+pub mod products;
 
 use super::Dims;
 use crate::cuda::{Arg, Buffer, CudaError, Element, Float, Grid, Properties, Stream};

@@ -8,6 +8,7 @@ use super::tests::gelu;
 use crate::cuda::testing::{assert_near, assert_same, for_each_device, random, widen};
 use crate::cuda::{Buffer, Device, Float};
 
+mod products;
 mod witnesses;
 
 const fn dims(m: usize, k: usize, n: usize) -> Dims {

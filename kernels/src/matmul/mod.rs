@@ -22,7 +22,7 @@ mod cuda_tests;
 mod tests;
 
 /// The sizes of one linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dims {
     /// M: rows of x and of out, B·T in training.
     pub m: usize,

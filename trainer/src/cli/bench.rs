@@ -29,6 +29,7 @@ struct Wanted {
 
 impl Wanted {
     fn take(words: &mut Words) -> Result<Self> {
+        words.spell_out();
         let mut word = |name: &str, default: &str| -> Result<String> {
             Ok(words.take(name)?.unwrap_or_else(|| default.to_owned()))
         };
@@ -67,6 +68,9 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let model = model_of(config);
     let config = &engine::fitted(&place, config, &model)?;
     let mut engine = engine::build(&place, config, &model)?;
+    if config.verbose {
+        print(&engine.notes(true).join("\n"))?;
+    }
     let mut bench = Bench::new(config, &model, &mode, started);
     bench.steps(engine.as_mut(), warmup_steps)?;
     engine.take_profile();

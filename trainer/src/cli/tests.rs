@@ -61,3 +61,10 @@ fn words_of(list: Vec<&str>) -> Vec<String> {
 fn the_command_line_definition_is_sound() {
     Cli::command().debug_assert();
 }
+
+#[test]
+fn a_short_word_is_spelled_out() {
+    let mut words = words(&["-v", "--seed=1"]);
+    words.spell_out();
+    assert_eq!(words.words, ["--verbose=true", "--seed=1"]);
+}

@@ -169,10 +169,17 @@ keys! {
             "what computes the model; auto is the fused engine, candle the readable one";
         recompute: String = "auto".into(),
             "what backward computes again: none, gelu (and LayerNorm), block; auto: as memory asks";
+        cublaslt: String = "auto".into(),
+            "on a GPU, products by NVIDIA's library: auto, where it is faster; on, wherever it can \
+             be; off";
+        tf32: bool = true,
+            "on a GPU, round factors of float32 products to TF32 (cuBLASLt only), as nanoGPT";
         threads: usize = 0,
             "CPU threads; 0 means all cores";
         progress: String = "auto".into(),
             "show a bar, or nanoGPT's log lines; auto is a bar on a terminal";
+        verbose: bool = false,
+            "say more at the start, who computes each product for one; -v";
         sample_tokens: u64 = 0,
             "tokens to sample and show at the end of training";
         temperature: f64 = 0.8,

@@ -28,6 +28,7 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
     ("on_divergence", &["stop", "rollback"]),
     ("engine", &["auto", "fused", "candle"]),
     ("recompute", &["auto", "none", "gelu", "block"]),
+    ("cublaslt", &["auto", "on", "off"]),
     ("progress", &["auto", "bar", "lines"]),
 ];
 

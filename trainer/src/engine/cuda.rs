@@ -8,6 +8,7 @@ mod gpu;
 mod memory;
 mod plans;
 mod hazards;
+mod autotune;
 mod run;
 mod snapshot;
 mod decode;
@@ -21,6 +22,7 @@ use kernels::controller::cuda::REPORT_WORDS;
 use kernels::controller::{Report, StepState};
 use kernels::cuda::{CudaError, Device, Event, Graph, HostBuffer, Stream};
 
+pub use self::autotune::{Mode, Selection};
 use self::core::{Core, Work, fresh_state};
 pub(super) use self::gpu::ceilings;
 use self::hazards::Streams;
@@ -34,6 +36,7 @@ use super::{
     Engine, EngineState, Hyperparameters, LossScale, Memory, MicroStep, PendingState, Profile,
     Shape, UpdateStats, in_order,
 };
+use crate::config::Config;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, NamedTensor};
@@ -90,15 +93,17 @@ impl<T: Precision> CudaEngine<T> {
     /// An engine with freshly initialised parameters for batches of this shape.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device's memory does not suffice.
+    /// [`Error::Device`] where the device's memory does not suffice, or cuBLASLt is missing where
+    /// it must be there.
     pub fn new(
         device: &Device,
         model: &ModelConfig,
         hyper: Hyperparameters,
         shape: Shape,
         launch: Launch,
+        selection: &Selection,
     ) -> Result<Self> {
-        let core = Core::new(device, model, hyper, shape)?;
+        let core = Core::new(device, model, hyper, shape, selection)?;
         let rows = core.training.rows();
         let stage = || -> Result<Stage> {
             Ok(Stage {
@@ -315,20 +320,28 @@ impl<T: Precision> CudaEngine<T> {
 /// [`Error::Config`] if the kernels do not take the run, [`Error::Device`] if the device fails.
 pub(super) fn build(
     device: &Device,
-    dtype: &str,
+    config: &Config,
     model: &ModelConfig,
     hyper: Hyperparameters,
     shape: Shape,
 ) -> Result<Box<dyn Engine>> {
+    fn of<T: Precision>(
+        device: &Device,
+        config: &Config,
+        model: &ModelConfig,
+        hyper: Hyperparameters,
+        shape: Shape,
+    ) -> Result<Box<dyn Engine>> {
+        let selection = Selection::of(config);
+        let engine = CudaEngine::<T>::new(device, model, hyper, shape, Launch::Graphs, &selection)?;
+        Ok(Box::new(engine))
+    }
     gpu::check(model, shape, hyper.dropout > 0.0)?;
-    let launch = Launch::Graphs;
-    Ok(match gpu::precision(device.properties(), dtype)? {
-        Dtype::F32 => Box::new(CudaEngine::<f32>::new(device, model, hyper, shape, launch)?),
-        Dtype::BF16 => Box::new(CudaEngine::<bf16>::new(
-            device, model, hyper, shape, launch,
-        )?),
-        Dtype::F16 => Box::new(CudaEngine::<f16>::new(device, model, hyper, shape, launch)?),
-    })
+    match gpu::precision(device.properties(), &config.dtype)? {
+        Dtype::F32 => of::<f32>(device, config, model, hyper, shape),
+        Dtype::BF16 => of::<bf16>(device, config, model, hyper, shape),
+        Dtype::F16 => of::<f16>(device, config, model, hyper, shape),
+    }
 }
 
 impl<T: Precision> Engine for CudaEngine<T> {
@@ -349,7 +362,8 @@ impl<T: Precision> Engine for CudaEngine<T> {
     }
 
     fn peak_flops(&self) -> Result<Option<f64>> {
-        Ok(Some(gpu::peak_flops::<T>(&self.core.device)?))
+        let products = &self.core.selected.products;
+        Ok(Some(gpu::peak_flops::<T>(&self.core.device, products)?))
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -362,7 +376,17 @@ impl<T: Precision> Engine for CudaEngine<T> {
             layout,
             properties,
             core.recompute,
+            core.selected.products.library().is_some(),
         ))
+    }
+
+    fn notes(&self, verbose: bool) -> Vec<String> {
+        let selected = &self.core.selected;
+        let mut notes = selected.notes.clone();
+        if verbose {
+            notes.extend(selected.table());
+        }
+        notes
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {

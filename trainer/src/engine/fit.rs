@@ -44,8 +44,7 @@ impl<'a> Needs<'a> {
             )),
             #[cfg(any(test, feature = "device"))]
             Place::Gpu(device) => {
-                let (needed, plan) =
-                    cuda::needs(device.properties(), &config.dtype, model, dropout)?;
+                let (needed, plan) = cuda::needs(device, config, model, dropout)?;
                 Ok(Some(Self {
                     needed,
                     plan,

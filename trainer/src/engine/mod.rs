@@ -42,6 +42,11 @@ pub trait Engine {
     /// Peak rate in FLOP/s for MFU, from the data sheet or measured; `None` if nobody knows.
     fn peak_flops(&self) -> Result<Option<f64>>;
 
+    /// What people should know of how it computes, a line each; `verbose`: in detail.
+    fn notes(&self, _verbose: bool) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Memory that training takes, known beforehand; `None` where it is not.
     fn memory(&self) -> Option<Memory>;
 
@@ -263,7 +268,7 @@ pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<
     match place {
         Place::Cpu => Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape))),
         #[cfg(any(test, feature = "device"))]
-        Place::Gpu(device) => cuda::build(device, &config.dtype, model, hyper, shape),
+        Place::Gpu(device) => cuda::build(device, config, model, hyper, shape),
     }
 }
 

@@ -9,7 +9,7 @@ use kernels::cuda::{Device, Order, Schedule};
 
 use super::candle::CandleEngine;
 use super::cpu::CpuEngine;
-use super::cuda::{CudaEngine, Launch, Precision};
+use super::cuda::{CudaEngine, Launch, Mode, Precision, Selection};
 use super::*;
 
 /// An engine that shows its gradients.

@@ -192,6 +192,7 @@ impl<'a> Trainer<'a> {
     fn announce(&mut self, resolved: &Resolved, scale: Scale, memory: Vec<String>) {
         let mut lines = report::start(self, resolved);
         lines.extend(memory);
+        lines.extend(self.engine.notes(self.config.verbose));
         lines.push(self.startup.line());
         for line in lines {
             self.metrics.note(&line);

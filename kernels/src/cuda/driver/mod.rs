@@ -100,8 +100,12 @@ impl Driver {
         Ok((driver, properties))
     }
 
+    pub(super) fn version(&self) -> i32 {
+        self.version
+    }
+
     /// Makes the context the calling thread's, which every other call needs.
-    fn enter(&self) -> Result<(), CudaError> {
+    pub(super) fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained as long as this value.
         unsafe { result::ctx::set_current(self.context) }
             .map_err(|error| self.error("cuCtxSetCurrent", error))

@@ -100,6 +100,8 @@ impl Stream {
                 result::memset_d8_async(to.address, 0, to.bytes, self.raw)
                     .map_err(|error| self.driver.error("setting memory to zero", error))
             },
+            // SAFETY: the caller's promise; the runtime library's streams are the driver's.
+            Work::Multiply(call) => unsafe { call.run(self.raw.cast()) },
         }
     }
 

@@ -171,10 +171,19 @@ fn help_lists_every_key_within_its_width() {
           --recompute                    str    "auto"         what backward computes again: none,
                                                                gelu (and LayerNorm), block; auto: as
                                                                memory asks (auto, none, gelu, block)
+          --cublaslt                     str    "auto"         on a GPU, products by NVIDIA's
+                                                               library: auto, where it is faster;
+                                                               on, wherever it can be; off (auto,
+                                                               on, off)
+          --tf32                         bool   true           on a GPU, round factors of float32
+                                                               products to TF32 (cuBLASLt only), as
+                                                               nanoGPT
           --threads                      int    0              CPU threads; 0 means all cores
           --progress                     str    "auto"         show a bar, or nanoGPT's log lines;
                                                                auto is a bar on a terminal (auto,
                                                                bar, lines)
+          --verbose                      bool   false          say more at the start, who computes
+                                                               each product for one; -v
           --sample_tokens                int    0              tokens to sample and show at the end
                                                                of training
           --temperature                  float  0.8            sampling: below 1 is safer, above 1

@@ -81,6 +81,7 @@ fn each_value_has_its_range() {
         ("on_divergence", &["x"], &["stop", "rollback"]),
         ("engine", &["cuda"], &["auto", "fused", "candle"]),
         ("recompute", &["all"], &["auto", "none", "gelu", "block"]),
+        ("cublaslt", &["yes"], &["auto", "on", "off"]),
         ("progress", &["x"], &["auto", "bar", "lines"]),
     ] {
         for value in good {

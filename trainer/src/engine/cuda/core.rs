@@ -5,13 +5,15 @@ use kernels::controller::{LossScaling, Settings, StepState};
 use kernels::cuda::{Buffer, CudaError, Device, Stream};
 use kernels::{global_norm, matmul};
 
+use super::autotune::{self, Selected, Selection};
 use super::decode::Decoder;
 use super::hazards::Streams;
-use super::memory::{Parameters, Precision, Workspace};
+use super::memory::{Parameters, Precision, Workspace, layout};
 use super::plans::plans;
 use super::run::Context;
 use crate::engine::plan::{BufferId, Dtype, Plan};
 use crate::engine::{Hyperparameters, Recompute, Shape};
+use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::philox::{Philox, Stream as RandomStream};
 
@@ -29,6 +31,7 @@ pub(super) struct Core<T> {
     pub(super) parameters: Parameters<T>,
     pub(super) controller: Controller,
     pub(super) workspace: Workspace,
+    pub(super) selected: Selected<T>,
     pub(super) training: Plan,
     pub(super) evaluation: Plan,
     pub(super) generation: Plan,
@@ -65,8 +68,12 @@ impl<T: Precision> Core<T> {
         model: &ModelConfig,
         hyper: Hyperparameters,
         shape: Shape,
-    ) -> Result<Self, CudaError> {
+        selection: &Selection,
+    ) -> Result<Self> {
         let [training, evaluation, generation] = plans::<T>(model, hyper.dropout > 0.0, shape);
+        // First of all: timing takes memory, and gives it back.
+        let (measured, layout) = ([&training, &evaluation], layout(model));
+        let selected = autotune::select(device, selection, &measured, &layout)?;
         let plans = [&training, &evaluation, &generation];
         let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
         let parameters = Parameters::new(device, model, hyper.seed)?;
@@ -74,6 +81,7 @@ impl<T: Precision> Core<T> {
         Ok(Self {
             controller: Controller::new(device, &settings, &state, REPORTS)?,
             workspace: Workspace::new(device, &training, &parameters.layout)?,
+            selected,
             arena: device.alloc(arena_bytes.unwrap_or(0))?,
             batch: device.alloc(2 * training.rows())?,
             prompt: device.alloc(model.block_size)?,
@@ -163,6 +171,7 @@ impl<T: Precision> Core<T> {
             arena: &self.arena,
             parameters: &self.parameters,
             workspace: &self.workspace,
+            products: &self.selected.products,
             inputs: tokens.slice(0..rows),
             targets: tokens.slice(tokens.len() - rows..tokens.len()),
             state: self.controller.state(),

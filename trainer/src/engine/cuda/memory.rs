@@ -4,6 +4,7 @@
 use kernels::adamw::cuda as adamw;
 use kernels::cuda::{Buffer, CudaError, Device, Float, Properties, Stream};
 use kernels::decode::cuda::{self as decode, CacheDims};
+use kernels::matmul::cuda::products;
 use kernels::{embedding, global_norm, layernorm, matmul};
 
 use crate::engine::plan::{Dtype, Layout, Module, Op, ParameterId, Plan};
@@ -267,12 +268,14 @@ impl Workspace {
     }
 }
 
-/// What a run takes: `plans` share the arena, the first is the one that trains.
+/// What a run takes: `plans` share the arena, the first is the one that trains; `library`: cuBLASLt
+/// has its workspaces.
 pub(super) fn memory<T: Precision>(
     plans: &[&Plan],
     layout: &Layout,
     properties: &Properties,
     recompute: Recompute,
+    library: bool,
 ) -> Memory {
     let copy = if T::DTYPE == Dtype::F32 {
         0
@@ -281,7 +284,10 @@ pub(super) fn memory<T: Precision>(
     };
     let fp32 = (layout.elements * size_of::<f32>()) as u64;
     let arena = plans.iter().map(|plan| plan.arena_bytes).max();
-    let workspace = WorkspaceSizes::of(plans[0], layout, properties).bytes();
+    let mut workspace = WorkspaceSizes::of(plans[0], layout, properties).bytes();
+    if library {
+        workspace += products::allocated_bytes(properties.compute_capability);
+    }
     Memory {
         weights: fp32 + (layout.elements * copy) as u64,
         gradients: fp32,

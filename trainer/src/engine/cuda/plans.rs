@@ -3,10 +3,12 @@
 
 use half::{bf16, f16};
 use kernels::attention;
-use kernels::cuda::Properties;
+use kernels::cuda::{Device, Properties};
 
+use super::autotune::Selection;
 use super::gpu;
 use super::memory::{self, Precision, padded_vocab_size};
+use crate::config::Config;
 use crate::engine::plan::{Dtype, Plan, PlanRequest, Target};
 use crate::engine::{Memory, Recompute, Shape};
 use crate::error::Result;
@@ -67,14 +69,14 @@ pub(super) fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Sha
 /// A function of a run's shape.
 type OfShape<'a, R> = Box<dyn Fn(Shape) -> R + 'a>;
 
-/// What a run of any shape takes on a device of these properties, in the precision that the key
-/// `dtype` asks for, and the plan of its step.
+/// What a run of any shape takes on a device in the precision that the config asks for, and its
+/// step's plan.
 ///
 /// # Errors
-/// [`Error::Config`] where the device does not have it.
+/// [`Error::Config`] where the device does not have the precision, [`Error::Gpu`] where it fails.
 pub(in crate::engine) fn needs<'a>(
-    properties: &Properties,
-    dtype: &str,
+    device: &Device,
+    config: &Config,
     model: &'a ModelConfig,
     dropout: bool,
 ) -> Result<(OfShape<'a, Memory>, OfShape<'a, Plan>)> {
@@ -82,19 +84,22 @@ pub(in crate::engine) fn needs<'a>(
         properties: Properties,
         model: &'a ModelConfig,
         dropout: bool,
+        library: bool,
     ) -> (OfShape<'a, Memory>, OfShape<'a, Plan>) {
         let plan = move |shape| {
             let [training, ..] = plans::<T>(model, dropout, shape);
             training
         };
-        let needed = move |shape| memory::<T>(model, dropout, shape, &properties);
+        let needed = move |shape| memory::<T>(model, dropout, shape, &properties, library);
         (Box::new(needed), Box::new(plan))
     }
-    let properties = properties.clone();
-    Ok(match gpu::precision(&properties, dtype)? {
-        Dtype::F32 => of::<f32>(properties, model, dropout),
-        Dtype::BF16 => of::<bf16>(properties, model, dropout),
-        Dtype::F16 => of::<f16>(properties, model, dropout),
+    // Whether it is there is not known yet.
+    let library = Selection::of(config).wants_library(device)?;
+    let properties = device.properties().clone();
+    Ok(match gpu::precision(&properties, &config.dtype)? {
+        Dtype::F32 => of::<f32>(properties, model, dropout, library),
+        Dtype::BF16 => of::<bf16>(properties, model, dropout, library),
+        Dtype::F16 => of::<f16>(properties, model, dropout, library),
     })
 }
 
@@ -104,6 +109,7 @@ pub(in crate::engine) fn memory<T: Precision>(
     dropout: bool,
     shape: Shape,
     properties: &Properties,
+    library: bool,
 ) -> Memory {
     let plans = plans::<T>(model, dropout, shape);
     memory::memory::<T>(
@@ -111,5 +117,6 @@ pub(in crate::engine) fn memory<T: Precision>(
         &memory::layout(model),
         properties,
         shape.recompute,
+        library,
     )
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kernels::cuda::{Buffer, CudaError, Stream};
 use kernels::dropout::Dropout;
-use kernels::matmul::cuda::Write;
+use kernels::matmul::cuda::products::Products;
 use kernels::{attention, cross_entropy, dropout, embedding, gelu, layernorm, matmul};
 
 use super::hazards::Streams;
@@ -19,6 +19,7 @@ pub(super) struct Context<'a, T> {
     pub(super) arena: &'a Buffer<u8>,
     pub(super) parameters: &'a Parameters<T>,
     pub(super) workspace: &'a Workspace,
+    pub(super) products: &'a Products<T>,
     pub(super) inputs: Buffer<i32>,  // (B, T)
     pub(super) targets: Buffer<i32>, // (B, T)
     /// The controller's, whose loss scale multiplies `loss_scale`.
@@ -122,7 +123,8 @@ impl<T: Precision> Context<'_, T> {
                 let (mut out, x) = (self.buffer::<T>(*out), self.buffer(*x));
                 let residual = residual.map(|residual| self.buffer(residual));
                 let (bias, residual, dims) = (bias.as_ref(), residual.as_ref(), self.dims(*module));
-                matmul::cuda::forward(stream, &mut out, &x, &weight, bias, residual, dims)
+                let products = self.products;
+                products.forward(stream, &mut out, &x, &weight, bias, residual, dims)
             }
             Op::LinearGelu {
                 pre,
@@ -135,7 +137,8 @@ impl<T: Precision> Context<'_, T> {
                 let (mut out, x) = (self.buffer(*out), self.buffer(*x));
                 let (pre, bias, dims) = (kept.as_mut(), bias.as_ref(), self.dims(*module));
                 let form = self.plan.model.gelu.form();
-                matmul::cuda::forward_gelu(stream, form, pre, &mut out, &x, &weight, bias, dims)
+                let products = self.products;
+                products.forward_gelu(stream, form, pre, &mut out, &x, &weight, bias, dims)
             }
             Op::Attention {
                 out,
@@ -160,7 +163,8 @@ impl<T: Precision> Context<'_, T> {
                 let dims = self.head_dims(rows.len());
                 let mut logits = self.buffer::<T>(*logits).slice(0..dims.m * dims.n);
                 let x = self.rows(*x, rows);
-                matmul::cuda::forward(stream, &mut logits, &x, &self.wte(), None, None, dims)
+                let (products, wte) = (self.products, self.wte());
+                products.forward(stream, &mut logits, &x, &wte, None, None, dims)
             }
             Op::Classifier { rows, .. } => self.classifier(stream, op, rows),
             other => unreachable!("{} is not of the forward pass", other.room()),
@@ -235,15 +239,17 @@ impl<T: Precision> Context<'_, T> {
                 let of_rows = self.rows(*x, rows);
                 streams.beside(self.plan, [*dlogits, *x], ParameterId(0), |side| {
                     let place = self.parameters.layout.padded_wte.clone();
-                    self.backward_weight(side, place, &dout, &of_rows, dims)
+                    self.backward_weight(side, place, None, &dout, &of_rows, dims)
                 })?;
                 let mut dx = self.rows(*dx, rows);
-                matmul::cuda::backward_input(stream, &mut dx, &dout, &self.wte(), Write::SET, dims)
+                let (products, wte) = (self.products, self.wte());
+                products.backward_input(stream, &mut dx, &dout, &wte, dims)
             }
             Op::LinearBackwardInput { dx, dout, module } => {
                 let (mut dx, dout) = (self.buffer::<T>(*dx), self.buffer(*dout));
                 let ((weight, _), dims) = (self.weights(*module), self.dims(*module));
-                matmul::cuda::backward_input(stream, &mut dx, &dout, &weight, Write::SET, dims)
+                self.products
+                    .backward_input(stream, &mut dx, &dout, &weight, dims)
             }
             Op::LinearGeluBackwardInput {
                 dpre,
@@ -254,9 +260,8 @@ impl<T: Precision> Context<'_, T> {
                 let (mut dpre, dout) = (self.buffer::<T>(*dpre), self.buffer(*dout));
                 let ((weight, _), dims) = (self.weights(*module), self.dims(*module));
                 let (pre, form) = (self.buffer(*pre), self.plan.model.gelu.form());
-                matmul::cuda::backward_input_gelu(
-                    stream, form, &mut dpre, &dout, &weight, &pre, dims,
-                )
+                let products = self.products;
+                products.backward_input_gelu(stream, form, &mut dpre, &dout, &weight, &pre, dims)
             }
             Op::LinearBackwardWeight { dout, x, module } => {
                 let reads = [*dout, *x];
@@ -264,13 +269,8 @@ impl<T: Precision> Context<'_, T> {
                     let [dout, x] = reads.map(|id| self.buffer::<T>(id));
                     let place = self.place(module.weight);
                     let dims = self.dims(*module);
-                    self.backward_weight(side, place, &dout, &x, dims)?;
-                    let Some(bias) = module.bias else {
-                        return Ok(());
-                    };
-                    let mut dbias = self.parameters.gradients.slice(self.place(bias));
-                    let mut scratch = self.workspace.weights.clone();
-                    matmul::cuda::backward_bias(side, &mut dbias, &dout, &mut scratch, true, dims)
+                    let bias = module.bias.map(|bias| self.place(bias));
+                    self.backward_weight(side, place, bias, &dout, &x, dims)
                 })
             }
             Op::LayerNormBackward { .. } => self.layernorm_backward(stream, op),
@@ -294,15 +294,17 @@ impl<T: Precision> Context<'_, T> {
     fn backward_weight(
         &self,
         stream: &Stream,
-        place: Range<usize>,
+        weight: Range<usize>,
+        bias: Option<Range<usize>>,
         dout: &Buffer<T>,
         x: &Buffer<T>,
         dims: matmul::Dims,
     ) -> Result<(), CudaError> {
-        let mut dweight = self.parameters.gradients.slice(place);
-        let mut scratch = self.workspace.weights.clone();
-        let write = Write::ADD;
-        matmul::cuda::backward_weight(stream, &mut dweight, dout, x, &mut scratch, write, dims)
+        let gradient = |place| self.parameters.gradients.slice(place);
+        let (mut dweight, mut dbias) = (gradient(weight), bias.map(gradient));
+        let (dbias, mut scratch) = (dbias.as_mut(), self.workspace.weights.clone());
+        let products = self.products;
+        products.backward_weight(stream, &mut dweight, dbias, dout, x, &mut scratch, dims)
     }
 
     fn layernorm_backward(&self, stream: &Stream, op: &Op) -> Result<(), CudaError> {

@@ -40,7 +40,14 @@ fn cuda(dropout: f64, gradient_accumulation_steps: u64) -> Box<dyn Probe> {
         recompute: Recompute::Gelu,
     };
     let device = super::device(Order::Random);
-    let engine = CudaEngine::<f32>::new(&device, &model(), hyper, shape, Launch::Graphs);
+    let engine = CudaEngine::<f32>::new(
+        &device,
+        &model(),
+        hyper,
+        shape,
+        Launch::Graphs,
+        &Selection::off(),
+    );
     Box::new(engine.unwrap())
 }
 

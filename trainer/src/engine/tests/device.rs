@@ -2,6 +2,7 @@
 //! graphs against launches, and what fp16 does when it overflows.
 
 use half::{bf16, f16};
+use kernels::matmul::cuda::products::Pick;
 
 use super::*;
 use crate::philox::{Philox, Stream as RandomStream};
@@ -52,9 +53,11 @@ fn cuda<T: Precision>(
     recompute: Recompute,
     order: Order,
     launch: Launch,
+    selection: &Selection,
 ) -> CudaEngine<T> {
     let shape = Shape { recompute, ..SHAPE };
-    CudaEngine::new(&device(order), model, hyper(dropout, 2), shape, launch).unwrap()
+    let (device, hyper) = (device(order), hyper(dropout, 2));
+    CudaEngine::new(&device, model, hyper, shape, launch, selection).unwrap()
 }
 
 /// An iteration of two micro-steps, up to its gradients.
@@ -90,7 +93,7 @@ fn relative_error(got: &[NamedTensor], expected: &[NamedTensor]) -> f64 {
 
 /// Gradients, losses and twenty steps of a precision against the CPU's engine. `gradients` and
 /// `losses` are the largest relative errors allowed.
-fn check_precision<T: Precision>(gradients: f64, losses: f64) {
+fn check_precision<T: Precision>(gradients: f64, losses: f64, selection: &Selection) {
     for (odd, dropout) in [(true, 0.0), (false, 0.2)] {
         let what = format!("{} {odd} {dropout}", T::NAME);
         let model = model(odd);
@@ -101,6 +104,7 @@ fn check_precision<T: Precision>(gradients: f64, losses: f64) {
             Recompute::None,
             Order::Random,
             Launch::Graphs,
+            selection,
         );
         let expected = accumulate(&mut cpu, 0);
         let error = relative_error(&accumulate(&mut cuda, 0), &expected);
@@ -126,19 +130,70 @@ fn check_precision<T: Precision>(gradients: f64, losses: f64) {
 /// Both add in fp32, in different orders; twenty steps carry that on.
 #[test]
 fn fp32_is_the_cpus_engine() {
-    check_precision::<f32>(2e-6, 2e-5);
+    check_precision::<f32>(2e-6, 2e-5, &Selection::off());
 }
 
 /// A rounding of activations is 2^-9; some tens of them one after the other.
 #[test]
 fn bf16_is_the_cpus_engine_rounded() {
-    check_precision::<bf16>(2e-2, 1e-2);
+    check_precision::<bf16>(2e-2, 1e-2, &Selection::off());
 }
 
 /// As above with 2^-12.
 #[test]
 fn fp16_is_the_cpus_engine_rounded() {
-    check_precision::<f16>(3e-3, 2e-3);
+    check_precision::<f16>(3e-3, 2e-3, &Selection::off());
+}
+
+/// Every product that cuBLASLt takes is its, with as much or as little in its epilogue as can be.
+/// On the emulator the library is the emulator's own.
+fn library(pick: Pick) -> Selection {
+    Selection {
+        mode: Mode::On,
+        tf32: false,
+        pick: Some(pick),
+        ..Selection::off()
+    }
+}
+
+#[test]
+fn with_cublaslt_fp32_is_the_cpus_engine() {
+    for pick in [Pick::First, Pick::Last] {
+        check_precision::<f32>(2e-6, 2e-5, &library(pick));
+    }
+}
+
+#[test]
+fn with_cublaslt_bf16_and_fp16_are_the_cpus_engine_rounded() {
+    for pick in [Pick::First, Pick::Last] {
+        check_precision::<bf16>(2e-2, 1e-2, &library(pick));
+        check_precision::<f16>(3e-3, 2e-3, &library(pick));
+    }
+}
+
+/// Factors have 10 bits of mantissa, as in fp16, but sums and activations stay in fp32.
+#[test]
+fn tf32_is_used_where_it_is_asked_for() {
+    let tf32 = Selection {
+        tf32: true,
+        ..library(Pick::First)
+    };
+    check_precision::<f32>(3e-3, 2e-3, &tf32);
+    let model = model(false);
+    let gradients = |selection: &Selection| {
+        let (none, order) = (Recompute::None, Order::Forward);
+        let mut engine = cuda::<f32>(&model, 0.0, none, order, Launch::Graphs, selection);
+        accumulate(&mut engine, 0)
+    };
+    let error = relative_error(&gradients(&tf32), &gradients(&library(Pick::First)));
+    let has_tf32 = device(Order::Forward).properties().compute_capability >= (8, 0);
+    assert!(!has_tf32 || error > 1e-5, "{error:e}");
+}
+
+#[test]
+fn with_cublaslt_graphs_launches_and_recomputing_give_the_same_bits() {
+    check_bits(&library(Pick::First));
+    check_bits(&library(Pick::Last));
 }
 
 /// All that is left after some steps, to the bit.
@@ -146,9 +201,10 @@ fn run<T: Precision>(
     recompute: Recompute,
     order: Order,
     launch: Launch,
+    selection: &Selection,
 ) -> (Vec<UpdateStats>, EngineState, f64) {
     let model = model(true);
-    let mut engine = cuda::<T>(&model, 0.2, recompute, order, launch);
+    let mut engine = cuda::<T>(&model, 0.2, recompute, order, launch, selection);
     let stats = (0..2).map(|step| iteration(&mut engine, step)).collect();
     let loss = engine.loss(&batch(&model, 50)).unwrap();
     (stats, engine.state().unwrap(), loss)
@@ -156,14 +212,18 @@ fn run<T: Precision>(
 
 #[test]
 fn graphs_launches_and_recomputing_give_the_same_bits() {
-    let expected = run::<bf16>(Recompute::None, Order::Forward, Launch::Direct);
+    check_bits(&Selection::off());
+}
+
+fn check_bits(selection: &Selection) {
+    let expected = run::<bf16>(Recompute::None, Order::Forward, Launch::Direct, selection);
     for (recompute, order) in [
         (Recompute::None, Order::Forward),
         (Recompute::None, Order::Reverse),
         (Recompute::Gelu, Order::Random),
         (Recompute::Block, Order::Random),
     ] {
-        let got = run::<bf16>(recompute, order, Launch::Graphs);
+        let got = run::<bf16>(recompute, order, Launch::Graphs, selection);
         assert!(got == expected, "{recompute:?} {order:?}");
     }
 }
@@ -171,7 +231,16 @@ fn graphs_launches_and_recomputing_give_the_same_bits() {
 #[test]
 fn a_run_goes_on_from_its_state_to_the_bit_and_on_other_engines() {
     let model = model(false);
-    let engine = || cuda::<f16>(&model, 0.1, Recompute::Gelu, Order::Random, Launch::Graphs);
+    let engine = || {
+        cuda::<f16>(
+            &model,
+            0.1,
+            Recompute::Gelu,
+            Order::Random,
+            Launch::Graphs,
+            &Selection::off(),
+        )
+    };
     let mut whole = engine();
     for step in 0..2 {
         iteration(&mut whole, step);
@@ -202,7 +271,14 @@ fn a_run_goes_on_from_its_state_to_the_bit_and_on_other_engines() {
 #[test]
 fn an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() {
     let model = model(false);
-    let mut engine = cuda::<f16>(&model, 0.0, Recompute::None, Order::Random, Launch::Graphs);
+    let mut engine = cuda::<f16>(
+        &model,
+        0.0,
+        Recompute::None,
+        Order::Random,
+        Launch::Graphs,
+        &Selection::off(),
+    );
     let mut state = engine.state().unwrap();
     // So large that the gradients of the logits' weights do not fit fp16.
     state.loss_scale = Some(LossScale {
@@ -228,10 +304,14 @@ fn an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() {
 #[test]
 fn memory_is_what_was_foreseen() {
     let model = model(true);
-    let engine = cuda::<bf16>(&model, 0.2, Recompute::None, Order::Forward, Launch::Direct);
     let properties = device(Order::Forward).properties().clone();
-    let foreseen = super::super::cuda::memory::<bf16>(&model, true, SHAPE, &properties);
-    assert_eq!(engine.memory(), Some(foreseen));
+    for (selection, library) in [(Selection::off(), false), (library(Pick::First), true)] {
+        let (none, order) = (Recompute::None, Order::Forward);
+        let engine = cuda::<bf16>(&model, 0.2, none, order, Launch::Direct, &selection);
+        let memory = super::super::cuda::memory::<bf16>;
+        let foreseen = memory(&model, true, SHAPE, &properties, library);
+        assert_eq!(engine.memory(), Some(foreseen));
+    }
 }
 
 /// Logits of a growing sequence, token by token and each as a prompt of its own.
@@ -247,7 +327,8 @@ fn check_generation<T: Precision>(
     };
     let engine = || -> CudaEngine<T> {
         let (device, hyper) = (device(Order::Random), hyper(0.0, 1));
-        CudaEngine::new(&device, model, hyper, shape, Launch::Graphs).unwrap()
+        let own = Selection::off();
+        CudaEngine::new(&device, model, hyper, shape, Launch::Graphs, &own).unwrap()
     };
     let (mut growing, mut prompts) = (change(engine()), engine());
     let vocab_size = model.vocab_size as u32;

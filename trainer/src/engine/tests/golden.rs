@@ -149,8 +149,14 @@ impl Golden {
             }
             Kind::Cuda(recompute) => {
                 let (device, shape) = (super::device(Order::Random), shape(recompute));
-                let engine =
-                    CudaEngine::<f32>::new(&device, &self.model, hyper, shape, Launch::Graphs);
+                let engine = CudaEngine::<f32>::new(
+                    &device,
+                    &self.model,
+                    hyper,
+                    shape,
+                    Launch::Graphs,
+                    &Selection::off(),
+                );
                 Box::new(engine.unwrap())
             }
         };
