@@ -34,7 +34,7 @@ mkdir "$work/live" "$work/here"
 ) >"$work/live/output" 2>&1 &
 running=$!
 until_said "$work/live/output" 'published step' 120
-for guide in rented_gpu operations s3; do
+for guide in data rented_gpu operations s3; do
     file=$repo/docs/guides/$guide.md
     ! grep -nE '^```sh' "$file" | grep -vE '```sh (ci|account)$' ||
         fail "$guide.md: an unknown mark"
