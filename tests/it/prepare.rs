@@ -160,7 +160,8 @@ fn shards_of_llmc_are_trained_on_as_they_are() {
     let mut bytes = fs::read(&path).unwrap();
     bytes.pop();
     fs::write(&path, bytes).unwrap();
-    let run = scene.trainer(&run).expect_code(65);
+    let run = scene.trainer(&[&run[..], &["--overwrite"]].concat());
+    let run = run.expect_code(65);
     let expected = "fineweb_train_000002.bin: expected 1224 bytes for 100 tokens";
     assert!(run.stderr.contains(expected), "{}", run.stderr);
 }
@@ -206,5 +207,5 @@ fn documents_that_cannot_be_read_leave_nothing_behind() {
         65,
         &["nothing.txt: no such file"],
     );
-    check(&[], 64, &["SOURCE"]);
+    check(&[], 64, &["expected a SOURCE to prepare"]);
 }

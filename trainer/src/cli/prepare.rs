@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     /// Files, folders or globs of .txt, .jsonl, .ndjson, .parquet (also .gz, .zst), here or at
     /// https://, s3://BUCKET/PREFIX, hf://datasets/OWNER/NAME/PATH; or a name: shakespeare_char,
     /// shakespeare, quickstart, openwebtext, fineweb, fineweb-10B, fineweb-edu.
-    #[arg(required = true, value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE")]
     sources: Vec<String>,
     /// Name of the dataset [default: the known name, or the first file's stem].
     #[arg(long)]

@@ -303,7 +303,10 @@ pub fn prepare_named_or_path(
     progress: OnProgress<'_>,
 ) -> Result<(PathBuf, DatasetInfo)> {
     let [first, others @ ..] = request.sources.as_slice() else {
-        return Err(Error::config("expected something to prepare, got nothing"));
+        return Err(Error::config(
+            "expected a SOURCE to prepare, got none\n\
+             hint: a file, folder, glob, URL or known name; `trainer prepare --help` lists them",
+        ));
     };
     let known = known(first).filter(|_| others.is_empty());
     let name = match (request.name, known) {

@@ -131,8 +131,8 @@ pub fn prepare_documents(
         return Err(Error::Data(format!(
             "{}: {documents} documents give {train_tokens} training and {val_tokens} validation \
              tokens, expected {PART_TOKENS_MIN} or more of each\n\
-             hint: --val_fraction={} holds back {} of the documents; use one that suits so many",
-            collection.source, collection.val_fraction, collection.val_fraction
+             hint: --val_fraction is the share of documents held back, now {}: try 0.1",
+            collection.source, collection.val_fraction
         )));
     }
     fs::remove_dir_all(&scratch).map_err(Error::write(&scratch))?;
