@@ -102,7 +102,11 @@ sys.exit(module.train.local(sys.argv[1], "quickstart"))
     until(lambda: "iter 10:" in log.read_text(encoding="utf-8"), "ten steps")
     for pid in children(process.pid):
         os.kill(pid, signal.SIGINT)
-    code = process.wait(30)
+    try:
+        code = process.wait(30)
+    finally:
+        # With its namespace everything in it.
+        process.kill()
     said = log.read_text(encoding="utf-8")
     need("published step" in said, f"no checkpoint after SIGINT:\n{tail(log)}")
     retries = code != 0 and "exit status 12 of the agent" in said

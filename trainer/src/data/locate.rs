@@ -292,6 +292,16 @@ impl<'a> Order<'a> {
     }
 }
 
+impl Request<'_> {
+    /// Whether nothing is wanted otherwise than it is by default.
+    fn is_plain(&self) -> bool {
+        self.name.is_none()
+            && self.tokenizer.is_none()
+            && self.val_fraction.is_none()
+            && self.out_dir.is_none()
+    }
+}
+
 /// Prepares what a person asked for and returns the folder and what it holds. A known name asked
 /// for as it is and there already is left as it is.
 ///
@@ -314,11 +324,7 @@ pub fn prepare_named_or_path(
         (None, Some(known)) => known.name,
         (None, None) => sources::stem(first),
     };
-    let is_plain = known.is_some()
-        && request.name.is_none()
-        && request.tokenizer.is_none()
-        && request.val_fraction.is_none()
-        && request.out_dir.is_none();
+    let is_plain = known.is_some() && request.is_plain();
     if is_plain && !request.overwrite {
         let dataset = locate_in(places, name, progress)?;
         return Ok((dataset.dir.clone(), dataset.info.clone()));

@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod dataset;
 pub mod loader;
 pub mod fetch;
+pub mod hub;
 pub mod prepare;
 mod sources;
 pub mod locate;

@@ -22,6 +22,8 @@ const LOGITS_ELEMENTS_MAX: usize = 1 << 29;
 
 /// What the driver takes for itself, the kernels and their stacks.
 const CONTEXT_BYTES: u64 = 600 << 20;
+/// What cuBLASLt takes: at most two workspaces of 32 MiB, and its own kernels.
+const CUBLASLT_BYTES: u64 = (64 + 128) << 20;
 /// Of what the driver offers, as `batch_size=auto` fills a GPU.
 const FILLED: f64 = 0.95;
 
@@ -228,7 +230,7 @@ impl<'a> Planner<'a> {
     /// Bytes that a run may take on a card.
     pub(super) fn room(card: &Card) -> u64 {
         let offered = card.memory_gib * f64::from(1 << 30);
-        (offered * FILLED) as u64 - CONTEXT_BYTES
+        (offered * FILLED) as u64 - CONTEXT_BYTES - CUBLASLT_BYTES
     }
 }
 

@@ -8,55 +8,33 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use serde::Deserialize;
-use ureq::Agent;
 
 use super::huggingface::{CONFIG, INDEX, TOKENIZER, WEIGHTS, shards};
 use crate::checkpoint::atomic_write;
-use crate::data::fetch::{self, Wanted};
+use crate::data::fetch::{self, Access, Wanted};
+use crate::data::hub::{self, Repository, is_name};
 use crate::error::{Error, Result};
 
 /// Names of nanoGPT's `init_from`, which are repositories of this owner.
 pub const NAMES: [&str; 4] = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"];
 const OWNER: &str = "openai-community";
-const ENDPOINT: &str = "https://huggingface.co";
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// An answer about a repository is shorter than this.
-const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// Where the hub and its cache are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    endpoint: String,
+    hub: hub::Hub,
     cache: PathBuf,
-    offline: bool,
-}
-
-/// A file of a repository, as the hub lists it.
-#[derive(Debug, Deserialize)]
-struct Entry {
-    path: String,
-    size: u64,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Lfs {
-    /// SHA-256, lower-case hexadecimal.
-    oid: String,
 }
 
 impl Hub {
-    /// What the environment says: `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`,
-    /// `HOME`, `HF_HUB_OFFLINE`.
+    /// What the environment says: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`; `HF_HUB_CACHE`,
+    /// `HF_HOME`, `XDG_CACHE_HOME`, `HOME`.
     pub fn from_environment() -> Self {
         Self::of(|name| env::var_os(name))
     }
 
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
-        let variable = |name| variable(name).filter(|value| !value.is_empty());
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let home = || {
             let caches = variable("XDG_CACHE_HOME")
                 .map(PathBuf::from)
@@ -64,12 +42,9 @@ impl Hub {
             let home = variable("HF_HOME").map(PathBuf::from);
             home.unwrap_or_else(|| caches.unwrap_or_default().join("huggingface"))
         };
-        let endpoint = variable("HF_ENDPOINT").and_then(|value| value.into_string().ok());
-        let endpoint = endpoint.unwrap_or_else(|| ENDPOINT.to_owned());
         Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            hub: hub::Hub::of(|name| variable(name)?.into_string().ok()),
             cache: variable("HF_HUB_CACHE").map_or_else(|| home().join("hub"), PathBuf::from),
-            offline: variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
         }
     }
 
@@ -91,10 +66,6 @@ impl Hub {
         } else {
             what.to_owned()
         };
-        let is_name = |part: &str| {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            !part.is_empty() && !part.starts_with('.') && part.chars().all(is_plain)
-        };
         let named = repository.split_once('/');
         if !named.is_some_and(|(owner, name)| is_name(owner) && is_name(name)) {
             return Err(Error::Data(format!(
@@ -106,7 +77,7 @@ impl Hub {
                 return Ok(folder);
             }
         }
-        if self.offline {
+        if self.hub.offline {
             return Err(Error::Data(format!(
                 "{repository} is not in the cache {}, and HF_HUB_OFFLINE forbids to fetch it",
                 self.cache.display()
@@ -117,7 +88,8 @@ impl Hub {
                 Error::Data(message) => Error::Data(format!(
                     "{message}\n\
                  hint: a folder that holds {CONFIG} and {WEIGHTS} will do: --init_from=./FOLDER\n\
-                 hint: HF_ENDPOINT names a mirror of the hub, HF_HOME a cache that has the model"
+                 hint: HF_ENDPOINT names a mirror of the hub, HF_HOME a cache that has the model\n\
+                 hint: HF_TOKEN is a token for models that are not open to all"
                 )),
                 other => other,
             })
@@ -144,16 +116,11 @@ impl Hub {
         name: &str,
         progress: &mut dyn FnMut(&str, u64, Option<u64>),
     ) -> Result<PathBuf> {
-        #[derive(Deserialize)]
-        struct Revision {
-            sha: String,
-        }
-        let base = format!("{}/api/models/{name}", self.endpoint);
-        let Revision { sha } = self.ask(&format!("{base}/revision/main"))?;
-        if sha.is_empty() || !sha.chars().all(|c| c.is_ascii_hexdigit()) {
-            return Err(Error::Data(format!("{base}: a commit of {sha:?}")));
-        }
-        let entries: Vec<Entry> = self.ask(&format!("{base}/tree/{sha}"))?;
+        let of = Repository {
+            is_dataset: false,
+            name,
+        };
+        let (sha, entries) = self.hub.files(of, "main", "")?;
         let repository = self.repository(name);
         let folder = repository.join("snapshots").join(&sha);
         fs::create_dir_all(&folder).map_err(Error::write(&folder))?;
@@ -164,13 +131,18 @@ impl Hub {
             let to = folder.join(file);
             let whole = to.metadata().is_ok_and(|about| about.len() == entry.size);
             if !whole {
-                let sources = [format!("{}/{name}/resolve/{sha}/{file}", self.endpoint)];
+                let sources = [self.hub.address(of, &sha, file)];
                 let wanted = Wanted {
                     sources: &sources,
-                    sha256: entry.lfs.as_ref().map(|lfs| lfs.oid.as_str()),
+                    sha256: entry.sha256.as_deref(),
                     bytes: Some(entry.size),
                 };
-                fetch::fetch(wanted, &to, &mut |done, all| progress(file, done, all))?;
+                let access = Access {
+                    bearer: self.hub.token.as_deref(),
+                    ..Access::default()
+                };
+                let mut progress = |done, all| progress(file, done, all);
+                fetch::fetch_with(wanted, access, &to, &mut progress)?;
             }
             Ok(true)
         };
@@ -194,7 +166,7 @@ impl Hub {
         }
         if !missing.is_empty() {
             return Err(Error::Data(format!(
-                "{base}: the repository has no {}",
+                "{name}: the repository has no {}",
                 missing.join(", ")
             )));
         }
@@ -204,24 +176,6 @@ impl Hub {
         fs::create_dir_all(&refs).map_err(Error::write(&refs))?;
         atomic_write(&refs.join("main"), sha.as_bytes())?;
         Ok(folder)
-    }
-
-    /// An answer of the hub's API.
-    fn ask<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T> {
-        let agent: Agent = Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .into();
-        let fault = |what: String| Error::Data(format!("{url}: {what}"));
-        let mut answer = agent
-            .get(url)
-            .call()
-            .map_err(|error| fault(error.to_string()))?;
-        let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX);
-        let bytes = body
-            .read_to_vec()
-            .map_err(|error| fault(error.to_string()))?;
-        serde_json::from_slice(&bytes).map_err(|error| fault(format!("not as expected: {error}")))
     }
 }
 

@@ -11,8 +11,13 @@ use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves `files` as the hub's API does, and tells each path that it was asked for.
-fn serve(files: Vec<(&'static str, Vec<u8>)>, oid: Option<String>) -> (String, Receiver<String>) {
+/// Serves `files` as the hub's API does, to those who show `token` if there is one, and tells each
+/// path that it was asked for.
+fn serve(
+    files: Vec<(&'static str, Vec<u8>)>,
+    oid: Option<String>,
+    token: Option<&'static str>,
+) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (asked, paths) = channel();
@@ -21,7 +26,12 @@ fn serve(files: Vec<(&'static str, Vec<u8>)>, oid: Option<String>) -> (String, R
             let mut stream = stream.unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             let first = lines.next().unwrap().unwrap();
-            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let head = lines
+                .map(|line| line.unwrap())
+                .take_while(|line| !line.is_empty());
+            let head: Vec<String> = head.map(|line| line.to_ascii_lowercase()).collect();
+            let is_known =
+                token.is_none_or(|token| head.contains(&format!("authorization: bearer {token}")));
             let path = first.split(' ').nth(1).unwrap().to_owned();
             let list = files.iter().map(|(name, bytes)| {
                 let digest = Sha256::digest(bytes);
@@ -41,6 +51,7 @@ fn serve(files: Vec<(&'static str, Vec<u8>)>, oid: Option<String>) -> (String, R
                 files.iter().find(named).map(|(_, bytes)| bytes.clone())
             };
             let (status, body) = match body {
+                _ if !is_known => ("401 Unauthorized", Vec::new()),
                 Some(body) => ("200 OK", body),
                 None => ("404 Not Found", Vec::new()),
             };
@@ -76,7 +87,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 #[test]
 fn a_model_is_fetched_once_and_found_where_python_looks() {
     let home = tempfile::tempdir().unwrap();
-    let (endpoint, paths) = serve(files(), None);
+    let (endpoint, paths) = serve(files(), None, None);
     let hub = hub(&endpoint, home.path());
     let folder = hub.folder("gpt2", &mut |_, _, _| ()).unwrap();
     let cache = home.path().join("hub/models--openai-community--gpt2");
@@ -90,9 +101,27 @@ fn a_model_is_fetched_once_and_found_where_python_looks() {
 }
 
 #[test]
+fn a_model_that_is_not_open_to_all_wants_a_token() {
+    let home = tempfile::tempdir().unwrap();
+    let (endpoint, _paths) = serve(files(), None, Some("hf_secret"));
+    let mut hub = hub(&endpoint, home.path());
+    let error = hub
+        .folder("a/b", &mut |_, _, _| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("HTTP 401") && error.contains("HF_TOKEN"),
+        "{error}"
+    );
+    hub.hub.token = Some("hf_secret".to_owned());
+    let folder = hub.folder("a/b", &mut |_, _, _| ()).unwrap();
+    assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), vec![7; 100_000]);
+}
+
+#[test]
 fn what_does_not_have_the_hubs_digest_is_not_used() {
     let home = tempfile::tempdir().unwrap();
-    let (endpoint, _paths) = serve(files(), Some("0".repeat(64)));
+    let (endpoint, _paths) = serve(files(), Some("0".repeat(64)), None);
     let hub = hub(&endpoint, home.path());
     let error = hub
         .folder("a/b", &mut |_, _, _| ())
@@ -124,10 +153,8 @@ fn names_that_are_none_and_machines_without_a_network_are_told() {
         error.starts_with("http://127.0.0.1:9/api/models/a/b/revision/main: "),
         "{error}"
     );
-    let offline = Hub {
-        offline: true,
-        ..nowhere
-    };
+    let mut offline = nowhere;
+    offline.hub.offline = true;
     let error = offline
         .folder("a/b", &mut |_, _, _| ())
         .unwrap_err()
