@@ -8,7 +8,7 @@
 # runtime, which those of cuBLASLt include.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-folder=${1:-$root/target/cublaslt}
+folder=$(realpath -m "${1:-$root/target/cublaslt}")
 package=nvidia-cublas-cu12==12.9.3.13
 
 if [[ ! -f $folder/installed || $(<"$folder/installed") != "$package" ]]; then
