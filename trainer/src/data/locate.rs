@@ -236,6 +236,11 @@ pub fn can_make(name: &str) -> Option<bool> {
     known(name).map(|known| known.origin == Origin::TinyShakespeare)
 }
 
+/// Whether `trainer prepare` knows where to fetch a dataset of this name.
+pub fn is_recipe(name: &str) -> bool {
+    sources::recipe(name).is_some()
+}
+
 /// Folders where a dataset that is made by itself may be put, the first that can be written.
 pub fn caches(config: &Config) -> Vec<PathBuf> {
     Places::new(&config.data_dir, &config.data_url).caches

@@ -64,7 +64,10 @@ fn dataset(config: &Config, named: bool) -> (Check, Option<usize>) {
             "dataset",
             ExitCode::Data,
             format!("{name}: not there"),
-            format!("trainer prepare FILE --name {name}, or --data_dir where it is"),
+            match locate::is_recipe(name) {
+                true => format!("trainer prepare {name}, or --data_dir where it is"),
+                false => format!("trainer prepare FILE --name {name}, or --data_dir where it is"),
+            },
         ),
         None => Check::ok("dataset", "none asked for (--config, --dataset)"),
     };
