@@ -1,5 +1,6 @@
 //! cuBLASLt's binary interface: numbers and layouts of its header, and the functions that are
-//! called, by their names. Used by this folder; `tests/header.rs` holds it to NVIDIA's header.
+//! called, by their names. Used by this folder; its tests hold it to NVIDIA's header, functions by
+//! `signatures.h`.
 
 use std::ffi::{c_char, c_int, c_void};
 

@@ -438,12 +438,13 @@ fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
     // Two runs may begin at the same time.
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    fs::write(&temporary, contents)?;
-    let renamed = fs::rename(&temporary, path);
-    if renamed.is_err() {
+    let written = fs::write(&temporary, contents)
+        .and_then(|()| fs::File::open(&temporary)?.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
         fs::remove_file(&temporary).ok();
     }
-    renamed
+    written
 }
 
 impl Kept {
