@@ -4,6 +4,7 @@
 //! not depend on the number of threads: work is cut into pieces of fixed size, and sums have a
 //! fixed order.
 
+pub mod buffer;
 pub mod philox;
 pub mod simd;
 #[cfg(any(test, feature = "device"))]

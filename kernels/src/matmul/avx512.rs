@@ -43,14 +43,14 @@ thread_local! {
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// Whether `product` is the way to compute this: its shape is such, and this machine has the
-/// instructions.
-pub(super) fn wants(product: &Product<'_>) -> bool {
-    let Product {
-        a, b, rows, depth, ..
-    } = *product;
-    let is_shape = a.col == 1 && b.row == 1 && rows >= ROWS_MIN && depth <= DEPTH_MAX;
-    is_shape && is_x86_feature_detected!("avx512f")
+/// Whether the operands lie as they must, and this machine has the instructions.
+pub(super) fn can(product: &Product<'_>) -> bool {
+    product.a.col == 1 && product.b.row == 1 && is_x86_feature_detected!("avx512f")
+}
+
+/// Whether this is faster than what is left.
+pub(super) fn pays(product: &Product<'_>) -> bool {
+    product.rows >= ROWS_MIN && product.depth <= DEPTH_MAX
 }
 
 /// Computes the product into `out` (rows, cols) and applies the epilogue. Operands have the

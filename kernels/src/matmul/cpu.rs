@@ -5,12 +5,26 @@
 
 use rayon::prelude::*;
 
-use super::Dims;
 use super::tile::{Block, Epilogue, Nothing, Output, Product, View};
+use super::{Dims, tile};
 use crate::gelu::{Form, cpu as element};
 
 /// Rows of dout that are added up by one task.
 const SUM_ROWS: usize = 128;
+
+/// Whether products go through AMX's tiles of bf16: the processor has them, and the system lets
+/// this process use them.
+pub fn has_amx() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::amx::is_there();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Most bytes that the products of a layer keep for packed operands and parts of sums.
+pub fn workspace_max(threads: usize) -> usize {
+    tile::workspace_max(threads)
+}
 
 /// out (M, N) = x (M, K) · weight (N, K)ᵀ (+ bias (N)) (+ residual (M, N)).
 pub fn forward(
@@ -201,6 +215,11 @@ impl Epilogue for Gelu<'_> {
             Form::Tanh => gelu_tanh(&mut block, &self.out),
         }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    fn beside(&self) -> *const f32 {
+        self.out.pointer(0)
+    }
 }
 
 /// Adds a bias (N) and takes the GELU.
@@ -237,6 +256,11 @@ impl Epilogue for GeluBackward<'_> {
             Form::Erf => gelu_backward(&mut block, self.pre),
             Form::Tanh => gelu_backward_tanh(&mut block, self.pre),
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn beside(&self) -> *const f32 {
+        self.pre.as_ptr()
     }
 }
 

@@ -9,6 +9,8 @@
 //! - backward to the parameters `+=`: dweight += doutᵀ · x, dbias += column sums of dout.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cpu;
 mod tile;

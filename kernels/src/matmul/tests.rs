@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::tile::{FORCED, Way};
 use super::{Dims, cpu, transpose};
 use crate::gelu::Form;
 
@@ -191,53 +192,41 @@ proptest! {
     fn products_equal_an_f64_loop(
         m in 1usize..70, k in 1usize..150, n in 1usize..150, seed in 0u64..1000,
     ) {
-        check(Dims { m, k, n }, seed);
+        by_every_way(|| check(Dims { m, k, n }, seed));
     }
+}
+
+/// Runs it by every way that this machine knows.
+fn by_every_way(run: impl Fn()) {
+    let ways = [
+        #[cfg(target_arch = "x86_64")]
+        Way::Amx,
+        #[cfg(target_arch = "x86_64")]
+        Way::Avx512,
+        Way::Gemm,
+    ];
+    for way in ways {
+        FORCED.set(Some(way));
+        run();
+    }
+    FORCED.set(None);
 }
 
 #[test]
 fn products_of_several_tiles_equal_an_f64_loop() {
-    check(
-        Dims {
-            m: 801,
-            k: 65,
-            n: 33,
-        },
-        1,
-    );
-    check(
-        Dims {
-            m: 17,
-            k: 777,
-            n: 419,
-        },
-        2,
-    );
-    check(
-        Dims {
-            m: 1,
-            k: 600,
-            n: 900,
-        },
-        4,
-    );
-    // Sums over 2100 rows are long enough for two parts.
-    check(
-        Dims {
-            m: 2100,
-            k: 130,
-            n: 60,
-        },
-        5,
-    );
-    check(
-        Dims {
-            m: 389,
-            k: 390,
-            n: 65,
-        },
-        3,
-    );
+    // Sums over 2100 rows are long enough for several parts.
+    let shapes = [
+        [801, 65, 33],
+        [17, 777, 419],
+        [1, 600, 900],
+        [2100, 130, 60],
+        [389, 390, 65],
+        [65, 33, 1540],
+        [97, 1601, 561],
+    ];
+    for (seed, [m, k, n]) in shapes.into_iter().enumerate() {
+        by_every_way(|| check(Dims { m, k, n }, seed as u64));
+    }
 }
 
 #[test]
@@ -249,7 +238,8 @@ fn products_have_the_same_bits_for_any_number_of_threads() {
     };
     let Dims { m, k, n } = dims;
     let (x, weight, dout) = (random(m * k, 1), random(n * k, 2), random(m * n, 3));
-    let run = || {
+    let run = |way| {
+        FORCED.set(way);
         let mut out = vec![0.0; m * n];
         cpu::forward(&mut out, &x, &weight, Some(&weight[..n]), Some(&dout), dims);
         let mut dx = vec![0.0; m * k];
@@ -262,15 +252,17 @@ fn products_have_the_same_bits_for_any_number_of_threads() {
         cpu::forward_gelu(Form::Erf, &mut pre, &mut after, &x, &weight, None, dims);
         [out, dx, dweight, dbias, pre, after]
     };
-    let bits = [1, 2, 3].map(|threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
-        pool.install(run)
-            .map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-    });
-    assert!(bits[0] == bits[1] && bits[0] == bits[2]);
+    for way in [None, Some(Way::Gemm)] {
+        let bits = [1, 2, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| run(way))
+                .map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        });
+        assert!(bits[0] == bits[1] && bits[0] == bits[2], "{way:?}");
+    }
 }
 
 #[test]

@@ -13,9 +13,9 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::transpose::transpose;
+#[cfg(target_arch = "x86_64")]
+use super::{amx, avx512};
 
 /// Rows and columns of the largest tile.
 const TILE: [usize; 2] = [1024, 384];
@@ -138,6 +138,12 @@ pub(super) trait Epilogue: Sync {
         None
     }
 
+    /// Another buffer of the result's shape that `apply` reads or writes, fetched before.
+    #[cfg(target_arch = "x86_64")]
+    fn beside(&self) -> *const f32 {
+        std::ptr::null()
+    }
+
     /// What is left to do where the addend was added.
     #[cfg(target_arch = "x86_64")]
     fn apply_after_addend(&self, block: Block<'_>) {
@@ -191,6 +197,22 @@ pub(super) struct Product<'a> {
     pub(super) accumulate: bool,
 }
 
+/// Who computes a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Way {
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    Gemm,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The way that tests want wherever it can be gone.
+    pub(super) static FORCED: std::cell::Cell<Option<Way>> = const { std::cell::Cell::new(None) };
+}
+
 /// A rectangle of the result, and the part of the sums that a task computes.
 struct Tile {
     row: usize,
@@ -220,10 +242,48 @@ impl Product<'_> {
         assert_eq!(self.a.data.len(), rows * depth, "a: {rows} x {depth}");
         assert_eq!(self.b.data.len(), depth * cols, "b: {depth} x {cols}");
         let out = Output::new(out);
-        #[cfg(target_arch = "x86_64")]
-        if avx512::wants(self) {
-            return avx512::product(self, &out, epilogue);
+        match self.way() {
+            #[cfg(target_arch = "x86_64")]
+            Way::Amx => amx::product(self, &out, epilogue),
+            #[cfg(target_arch = "x86_64")]
+            Way::Avx512 => avx512::product(self, &out, epilogue),
+            Way::Gemm => self.run_tiles(out, epilogue),
         }
+    }
+
+    /// The way that is the fastest for this shape on this machine.
+    fn way(&self) -> Way {
+        #[cfg(test)]
+        if let Some(way) = FORCED.get().filter(|way| self.can(*way)) {
+            return way;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.can(Way::Amx) && amx::pays(self) {
+            return Way::Amx;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.can(Way::Avx512) && avx512::pays(self) {
+            return Way::Avx512;
+        }
+        Way::Gemm
+    }
+
+    /// Whether this way has what it needs.
+    fn can(&self, way: Way) -> bool {
+        match way {
+            #[cfg(target_arch = "x86_64")]
+            Way::Amx => amx::is_there(),
+            #[cfg(target_arch = "x86_64")]
+            Way::Avx512 => avx512::can(self),
+            Way::Gemm => true,
+        }
+    }
+
+    /// In tiles, by the `gemm` crate.
+    fn run_tiles(&self, out: Output<'_>, epilogue: &impl Epilogue) {
+        let Self {
+            rows, cols, depth, ..
+        } = *self;
         let cut = self.cut();
         let [down, across] = [rows.div_ceil(cut.rows), cols.div_ceil(cut.cols)];
         let parts = depth.div_ceil(cut.depth);
@@ -389,6 +449,19 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// Most bytes that any way keeps: a block for each thread, and parts of sums that are as large as
+/// the tiles of all tasks.
+pub(super) fn workspace_max(threads: usize) -> usize {
+    let block = TILE[1].max(TRANSPOSED[0]) * (TRANSPOSED[1] + LINE);
+    let partial = TASKS * TRANSPOSED[0] * TILE[1];
+    let elements = threads * block + partial;
+    #[cfg(target_arch = "x86_64")]
+    if amx::is_there() {
+        return amx::workspace_max(threads) + elements * size_of::<f32>();
+    }
+    elements * size_of::<f32>()
 }
 
 /// The buffer from its first cache line on, with room for the largest block.

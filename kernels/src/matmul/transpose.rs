@@ -125,7 +125,10 @@ unsafe fn squares<const N: usize>(
 /// Both squares are inside their buffers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn square_16((to, to_stride): (*mut f32, usize), (from, stride): (*const f32, usize)) {
+pub(super) unsafe fn square_16(
+    (to, to_stride): (*mut f32, usize),
+    (from, stride): (*const f32, usize),
+) {
     // SAFETY: the caller's promise.
     let r: [__m512; 16] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(from.add(i * stride)) });
     // Pairs of rows, then fours, within each quarter of the registers.

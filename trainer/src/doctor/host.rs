@@ -97,6 +97,7 @@ fn features() -> String {
             ("avx2", is_x86_feature_detected!("avx2")),
             ("fma", is_x86_feature_detected!("fma")),
             ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("amx_bf16", kernels::matmul::cpu::has_amx()),
         ];
         let has: Vec<&str> = known
             .iter()

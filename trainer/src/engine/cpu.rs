@@ -2,17 +2,16 @@
 //! `kernels`. The default where there is no GPU.
 
 mod awake;
-mod buffer;
 mod decode;
 mod run;
 
 use std::time::Instant;
 
 use kernels::adamw::AdamW;
-use kernels::{adamw, global_norm};
+use kernels::buffer::Buffer;
+use kernels::{adamw, global_norm, matmul};
 
 use self::awake::in_pool;
-use self::buffer::Buffer;
 use self::decode::Decoder;
 use self::run::{Context, run};
 use super::plan::{Dtype, Layout, Plan, PlanRequest, Recompute, Target};
@@ -194,7 +193,7 @@ fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan, recompute: Rec
         weights: fp32,
         gradients: fp32,
         moments: 2 * fp32,
-        workspace: 0,
+        workspace: matmul::cpu::workspace_max(rayon::current_num_threads()) as u64,
         activations: training.arena_bytes.max(evaluation.arena_bytes) as u64,
         recompute,
     }

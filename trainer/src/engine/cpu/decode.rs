@@ -1,9 +1,9 @@
 //! Generation: logits of the next token, with the keys and values of the sequence so far kept.
 
 use kernels::attention::cpu::{CacheDims, decode, key_cache_len, store, value_cache_len};
+use kernels::buffer::Buffer;
 use kernels::{embedding, layernorm, matmul};
 
-use super::buffer::Buffer;
 use super::run::{Context, elements, run};
 use crate::engine::Profile;
 use crate::engine::plan::{Layout, Module, Part, PlanRequest, Recompute};

@@ -1,4 +1,5 @@
-//! Flat memory that begins at a cache line, where the engine keeps parameters and activations.
+//! Flat memory that begins at a cache line, where the CPU engine keeps parameters and activations,
+//! and products what they pack.
 
 use std::ops::{Deref, DerefMut};
 
@@ -13,8 +14,8 @@ const LINE: usize = 64;
 const LARGE_PAGE: usize = 2 << 20;
 
 /// Numbers, zero at first, from a cache line on; in large pages if they fill one.
-#[derive(Default)]
-pub(super) struct Buffer {
+#[derive(Debug, Default)]
+pub struct Buffer {
     /// Fresh from the system: what was touched before stays in small pages. `None` if empty.
     map: Option<MmapMut>,
     /// Bytes before the first number.
@@ -24,7 +25,11 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn zeros(len: usize) -> Self {
+    /// `len` zeros.
+    ///
+    /// # Panics
+    /// If the system has no memory left, which a run's plan makes sure of before.
+    pub fn zeros(len: usize) -> Self {
         let bytes = len * size_of::<f32>();
         if bytes == 0 {
             return Self::default();
