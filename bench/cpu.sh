@@ -109,24 +109,17 @@ report() {
     printf '%s' "$line"
 }
 
-# Seconds that our sampling of so many tokens takes, the start of the program included.
-seconds() {
-    local begin=$EPOCHREALTIME
-    "${prefix[@]}" "$trainer" sample --out_dir="$run/out" --checkpoint=latest --num_samples=1 \
-        --top_k=0 --threads="$threads" --max_new_tokens="$1" >"$run/text" || fail "sampling failed"
-    bc -l <<<"$EPOCHREALTIME - $begin"
-}
-
-# Our report of sampling: the difference of two lengths, so that loading the weights cancels.
+# Our report of sampling: the tokens after a prompt of --warmup_steps tokens and the first one.
 sample_report() {
-    local short long
-    short=$(seconds "$warmup_here")
-    long=$(seconds $((warmup_here + steps_here)))
-    bc -l <<<"ms = 1000 * ($long - $short) / $steps_here; ms; 1000 / ms" | {
-        read -r ms && read -r rate
-        printf '{"engine":"fused","ms_per_iteration":%.4f,"tokens_per_second":%.4f,' "$ms" "$rate"
-        printf '"peak_rss_mib":0}'
-    }
+    local prompt line
+    prompt=$(printf ' a%.0s' $(seq "$warmup_here"))
+    line=$("${prefix[@]}" "$trainer" sample --out_dir="$run/out" --checkpoint=latest \
+        --num_samples=1 --top_k=0 --threads="$threads" --start="$prompt" --timing \
+        --max_new_tokens=$((steps_here + 1)) 2>&1 >"$run/text") || fail "sampling failed: $line"
+    [[ $line =~ $steps_here\ more\ ([0-9.]+)\ ms\ each\ \(([0-9.]+)\ .*,\ ([0-9]+)\ MiB ]] ||
+        fail "sampling: expected the timing of $steps_here tokens, got: $line"
+    printf '{"engine":"fused","ms_per_iteration":%s,"tokens_per_second":%s,"peak_rss_mib":%s}' \
+        "${BASH_REMATCH[@]:1}"
 }
 
 for shape in "${shapes[@]}"; do

@@ -51,6 +51,28 @@ fn samples_begin_with_the_prompt_end_with_the_ruler_and_follow_from_the_seed() {
 }
 
 #[test]
+fn timing_is_told_on_standard_error_and_leaves_the_text_alone() {
+    let words = [
+        "sample",
+        "--out_dir=out",
+        "--num_samples=2",
+        "--max_new_tokens=5",
+    ];
+    let plain = trained().trainer(&words).expect_code(0);
+    assert_eq!(plain.stderr, "");
+    let timed = trained()
+        .trainer(&[&words[..], &["--timing"]].concat())
+        .expect_code(0);
+    assert_eq!(timed.stdout, plain.stdout);
+    let lines: Vec<&str> = timed.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in lines {
+        assert!(line.starts_with("timing: first token "), "{line}");
+        assert!(line.contains(" s, 4 more "), "{line}");
+    }
+}
+
+#[test]
 fn several_samples_differ_and_a_prompt_comes_from_a_file() {
     fs::write(trained().path().join("prompt.txt"), "a ").unwrap();
     let text = sample(&["--start=FILE:prompt.txt", "--num_samples=3"]);

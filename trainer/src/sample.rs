@@ -1,5 +1,7 @@
 //! Sampling: from logits to a token, and from a prompt to a text.
 
+use std::time::{Duration, Instant};
+
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::philox::{Philox, Sequence, Stream};
@@ -20,6 +22,28 @@ pub struct SampleOptions {
     pub stop: Vec<String>,
 }
 
+/// How long the tokens of a sample took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Tokens drawn.
+    pub tokens: u64,
+    /// Until the first of them was drawn: the prompt's way through the model.
+    pub first: Duration,
+    /// The others, all together.
+    pub rest: Duration,
+}
+
+impl Pace {
+    fn drawn(&mut self, since: Instant) {
+        if self.tokens == 0 {
+            self.first = since.elapsed();
+        } else {
+            self.rest = since.elapsed() - self.first;
+        }
+        self.tokens += 1;
+    }
+}
+
 /// Continues `prompt`, handing out the text piece by piece. `index` numbers the samples of a seed.
 /// A context longer than the block size is cropped to its end, as nanoGPT does.
 ///
@@ -32,7 +56,9 @@ pub fn generate(
     options: &SampleOptions,
     index: u32,
     mut emit: impl FnMut(&str) -> Result<()>,
-) -> Result<()> {
+) -> Result<Pace> {
+    let begin = Instant::now();
+    let mut pace = Pace::default();
     if prompt.is_empty() {
         return Err(Error::config(
             "start: the prompt holds no token; give at least one character",
@@ -50,14 +76,15 @@ pub fn generate(
         let logits = engine.logits(window)?;
         let token = pick(&logits[..vocab_size], options, &mut random);
         tokens.push(token);
+        pace.drawn(begin);
         if output.push(&decoder.push(token), &mut emit)? {
-            return Ok(());
+            return Ok(pace);
         }
     }
     if !output.push(&decoder.finish(), &mut emit)? {
         output.finish(&mut emit)?;
     }
-    Ok(())
+    Ok(pace)
 }
 
 /// Draws a token from `logits` `(vocab_size)`.

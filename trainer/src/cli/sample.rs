@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::engine::{self, Place};
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::sample::{self, SampleOptions};
+use crate::sample::{self, Pace, SampleOptions};
 use crate::tokenizer::Tokenizer;
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +58,9 @@ pub(super) struct Arguments {
     /// Threads; 0 = all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Tell on standard error how long each sample took.
+    #[arg(long)]
+    timing: bool,
 }
 
 /// nanoGPT's line after each sample.
@@ -94,31 +97,45 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         out.flush()
     };
     for index in 0..arguments.num_samples {
-        let mut sample = || -> Result<Option<()>> {
-            if show(&prompt).is_err() {
-                return Ok(None);
-            }
-            let mut open = true;
-            sample::generate(
-                engine.as_mut(),
-                &tokenizer,
-                &tokens,
-                &options,
-                index,
-                |piece| {
-                    open = open && show(piece).is_ok();
-                    if open { Ok(()) } else { Err(Error::Stopped) }
-                },
-            )
-            .or_else(|error| if open { Err(error) } else { Ok(()) })?;
-            Ok(show(&format!("\n{RULER}\n")).ok())
+        let mut open = show(&prompt).is_ok();
+        let pace = sample::generate(
+            engine.as_mut(),
+            &tokenizer,
+            &tokens,
+            &options,
+            index,
+            |piece| {
+                open = open && show(piece).is_ok();
+                if open { Ok(()) } else { Err(Error::Stopped) }
+            },
+        );
+        let pace = match pace {
+            Err(error) if open => return Err(error),
+            pace => pace.unwrap_or_default(),
         };
         // A reader that went away (`| head`) wants no more.
-        if sample()?.is_none() {
+        if !open || show(&format!("\n{RULER}\n")).is_err() {
+            break;
+        }
+        if arguments.timing && writeln!(io::stderr(), "{}", timing(&pace)).is_err() {
             break;
         }
     }
     Ok(ExitCode::Finished)
+}
+
+/// "timing: ...": the prompt and the tokens after the first.
+fn timing(pace: &Pace) -> String {
+    let first = pace.first.as_secs_f64();
+    let more = pace.tokens.saturating_sub(1);
+    let each = pace.rest.as_secs_f64() / more.max(1) as f64;
+    let rate = if more == 0 { 0.0 } else { 1.0 / each };
+    let memory = machine::peak_memory().map_or(0, |bytes| bytes >> 20);
+    format!(
+        "timing: first token {first:.3} s, {more} more {:.3} ms each ({rate:.1} tokens/s), \
+         {memory} MiB at most",
+        1e3 * each
+    )
 }
 
 /// The checkpoint's own tokenizer; GPT-2's where it carries none and the vocabulary is as large.
