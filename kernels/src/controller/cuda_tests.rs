@@ -231,17 +231,20 @@ fn a_captured_iteration_replays_with_other_steps() {
         let losses = device.upload(&[2.0, 4.0]).unwrap();
         let gradients = device.upload(&random::<f32>(300, 1.0, 1)).unwrap();
         let (mut partials, mut nonfinite) = (device.alloc(1).unwrap(), device.alloc(1).unwrap());
-        let graph = stream
-            .capture(|stream| {
-                controller.begin_step(stream)?;
-                for _ in 0..2 {
-                    controller.end_micro_step(stream, &losses)?;
-                }
-                global_norm::cuda::partials(stream, &mut partials, &mut nonfinite, &gradients)?;
-                controller.prepare_update(stream, &partials, &nonfinite)?;
-                controller.end_step(stream)
-            })
-            .unwrap();
+        let mut iteration = |stream: &_, controller: &mut Controller| {
+            controller.begin_step(stream)?;
+            for _ in 0..2 {
+                controller.end_micro_step(stream, &losses)?;
+            }
+            global_norm::cuda::partials(stream, &mut partials, &mut nonfinite, &gradients)?;
+            controller.prepare_update(stream, &partials, &nonfinite)?;
+            controller.end_step(stream)
+        };
+        // What is recorded has run before.
+        let mut other = Controller::new(device, &SETTINGS, &STATE, 8).unwrap();
+        iteration(&stream, &mut other).unwrap();
+        let graph = stream.capture(|stream| iteration(stream, &mut controller));
+        let graph = graph.unwrap();
         for _ in 0..5 {
             graph.launch(&stream).unwrap();
         }

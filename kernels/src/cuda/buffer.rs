@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "memory of the homes is reached by address")]
 
+use std::alloc::{self, Layout};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,6 +33,42 @@ pub(super) enum Memory {
     Cuda(driver::Memory),
     #[cfg(feature = "cuda")]
     Pinned(driver::PinnedMemory),
+    Ordinary(OrdinaryMemory),
+}
+
+/// Memory of the host as every program has it.
+#[derive(Debug)]
+pub(super) struct OrdinaryMemory {
+    start: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: plain memory, which belongs to this value.
+unsafe impl Send for OrdinaryMemory {}
+// SAFETY: as above; who reaches it by its address sees to the order.
+unsafe impl Sync for OrdinaryMemory {}
+
+impl OrdinaryMemory {
+    /// Zeros.
+    fn new(bytes: usize) -> Self {
+        /// As wide as the CPU's widest registers.
+        const ALIGNMENT: usize = 64;
+        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT);
+        let layout = layout.expect("less than half of the address space");
+        // SAFETY: at least one byte.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            alloc::handle_alloc_error(layout);
+        }
+        Self { start, layout }
+    }
+}
+
+impl Drop for OrdinaryMemory {
+    fn drop(&mut self) {
+        // SAFETY: allocated so, and freed once.
+        unsafe { alloc::dealloc(self.start, self.layout) }
+    }
 }
 
 impl Memory {
@@ -44,6 +81,7 @@ impl Memory {
             Self::Cuda(memory) => memory.address(),
             #[cfg(feature = "cuda")]
             Self::Pinned(memory) => memory.address(),
+            Self::Ordinary(memory) => memory.start as u64,
         }
     }
 }
@@ -59,7 +97,7 @@ fn emulated_memory(device: &Device, bytes: usize) -> Result<Memory, CudaError> {
 
 impl<T: Element> Buffer<T> {
     pub(super) fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
-        device.check_not_capturing("an allocation")?;
+        let _alone = device.device_wide("an allocation")?;
         let bytes = len * size_of::<T>();
         let memory = match &device.home {
             #[cfg(any(test, feature = "emulator"))]
@@ -119,7 +157,7 @@ impl<T: Element> Buffer<T> {
     /// Writes `data`, of the buffer's length, after all work of the device is done.
     pub fn upload(&mut self, data: &[T]) -> Result<(), CudaError> {
         assert_eq!(data.len(), self.len);
-        self.device.check_not_capturing("an upload from a slice")?;
+        let _alone = self.device.device_wide("an upload from a slice")?;
         match &self.device.home {
             // SAFETY: the buffer's memory has room for its length, and `data` is other memory.
             #[cfg(any(test, feature = "emulator"))]
@@ -136,7 +174,7 @@ impl<T: Element> Buffer<T> {
 
     /// The elements, after all work of the device is done.
     pub fn download(&self) -> Result<Vec<T>, CudaError> {
-        self.device.check_not_capturing("a download to a vector")?;
+        let _alone = self.device.device_wide("a download to a vector")?;
         match &self.device.home {
             // SAFETY: the memory holds `len` elements; every pattern of bits is an Element.
             #[cfg(any(test, feature = "emulator"))]
@@ -151,7 +189,7 @@ impl<T: Element> Buffer<T> {
 
     /// Sets every byte to zero, after all work of the device is done.
     pub fn fill_zero(&mut self) -> Result<(), CudaError> {
-        self.device.check_not_capturing("fill_zero")?;
+        let _alone = self.device.device_wide("fill_zero")?;
         match &self.device.home {
             // SAFETY: the buffer's memory has room for its length.
             #[cfg(any(test, feature = "emulator"))]
@@ -190,8 +228,8 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-/// `len` elements of host memory that a stream copies from and to; pinned for a GPU. What it holds
-/// is settled only when the stream is synchronized.
+/// `len` elements of host memory that a stream copies from and to; pinned for a GPU, unless it is
+/// made of ordinary memory. What it holds is settled only when the stream is synchronized.
 #[derive(Debug)]
 pub struct HostBuffer<T> {
     memory: Arc<Memory>,
@@ -201,21 +239,51 @@ pub struct HostBuffer<T> {
 
 impl<T: Element> HostBuffer<T> {
     pub(super) fn new(device: &Device, data: &[T]) -> Result<Self, CudaError> {
-        device.check_not_capturing("an allocation")?;
-        let bytes = size_of_val(data);
+        let mut buffer = Self::uninitialised(device, data.len())?;
+        buffer.write(data);
+        Ok(buffer)
+    }
+
+    pub(super) fn zeros(device: &Device, len: usize) -> Result<Self, CudaError> {
+        let buffer = Self::uninitialised(device, len)?;
+        let bytes = len * size_of::<T>();
+        // SAFETY: the memory has room for as many; every Element's zero is a pattern of zero bits.
+        unsafe { std::ptr::write_bytes(buffer.memory.address() as *mut u8, 0, bytes) };
+        Ok(buffer)
+    }
+
+    /// Zeros in ordinary memory, for what cannot be pinned: a GPU's copies to and from it hold up
+    /// the host.
+    pub fn ordinary_zeros(len: usize) -> Self {
+        let memory = Memory::Ordinary(OrdinaryMemory::new(len * size_of::<T>()));
+        Self {
+            memory: Arc::new(memory),
+            len,
+            element: PhantomData,
+        }
+    }
+
+    fn uninitialised(device: &Device, len: usize) -> Result<Self, CudaError> {
+        let _alone = device.device_wide("an allocation")?;
+        let bytes = len * size_of::<T>();
         let memory = match &device.home {
+            #[cfg(any(test, feature = "emulator"))]
+            Home::Emulated(_) if bytes > device.pinned_bytes_max => {
+                return Err(CudaError::OutOfMemory {
+                    device: device.name().to_owned(),
+                    bytes,
+                });
+            }
             #[cfg(any(test, feature = "emulator"))]
             Home::Emulated(_) => emulated_memory(device, bytes)?,
             #[cfg(feature = "cuda")]
             Home::Cuda(driver) => Memory::Pinned(driver::PinnedMemory::new(driver, bytes)?),
         };
-        let mut buffer = Self {
+        Ok(Self {
             memory: Arc::new(memory),
-            len: data.len(),
+            len,
             element: PhantomData,
-        };
-        buffer.write(data);
-        Ok(buffer)
+        })
     }
 
     pub fn len(&self) -> usize {

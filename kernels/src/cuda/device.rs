@@ -1,12 +1,15 @@
 //! A device and what a launcher needs to know of it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashSet;
+#[cfg(feature = "cuda")]
+use std::sync::OnceLock;
+use std::sync::{Arc, Mutex};
 
 #[cfg(feature = "cuda")]
 use super::driver;
 #[cfg(any(test, feature = "emulator"))]
 use super::emulated;
+use super::recording::{Captures, DeviceWide};
 use super::{Buffer, CudaError, Element, HostBuffer, Stream};
 
 /// A device that runs kernels. Cloning gives another handle of the same device.
@@ -14,8 +17,12 @@ use super::{Buffer, CudaError, Element, HostBuffer, Stream};
 pub struct Device {
     pub(super) home: Home,
     properties: Arc<Properties>,
-    /// Captures under way.
-    pub(super) captures: Arc<AtomicUsize>,
+    pub(super) captures: Arc<Captures>,
+    /// Kernels and libraries' code that ran outside captures, by name: they are loaded.
+    pub(super) loaded: Arc<Mutex<HashSet<String>>>,
+    /// Of a single allocation of host memory on the emulator.
+    #[cfg(any(test, feature = "emulator"))]
+    pub(super) pinned_bytes_max: usize,
 }
 
 /// What differs between devices.
@@ -46,6 +53,19 @@ impl Device {
             home: Home::Emulated(schedule),
             properties: Arc::new(emulated::properties(&schedule)),
             captures: Arc::default(),
+            loaded: Arc::default(),
+            pinned_bytes_max: usize::MAX,
+        }
+    }
+
+    /// The same emulator, which refuses to allocate more host memory at a time, as drivers do where
+    /// what may be locked is limited.
+    #[cfg(any(test, feature = "emulator"))]
+    #[must_use]
+    pub fn with_pinned_bytes_max(self, pinned_bytes_max: usize) -> Self {
+        Self {
+            pinned_bytes_max,
+            ..self
         }
     }
 
@@ -69,12 +89,17 @@ impl Device {
     /// As [`Self::cuda`]; `poisoned`: new memory holds NaN bytes, as on the emulator.
     #[cfg(feature = "cuda")]
     pub(super) fn open(ordinal: usize, poisoned: bool) -> Result<Self, CudaError> {
-        let captures = Arc::default();
+        // Handles of one GPU share its context, and so what must not happen during captures.
+        static CAPTURES: OnceLock<Arc<Captures>> = OnceLock::new();
+        let captures = Arc::clone(CAPTURES.get_or_init(Arc::default));
         let (driver, properties) = driver::Driver::open(ordinal, poisoned, Arc::clone(&captures))?;
         Ok(Self {
             home: Home::Cuda(Arc::new(driver)),
             properties: Arc::new(properties),
             captures,
+            loaded: Arc::default(),
+            #[cfg(any(test, feature = "emulator"))]
+            pinned_bytes_max: usize::MAX,
         })
     }
 
@@ -166,13 +191,17 @@ impl Device {
         HostBuffer::new(self, data)
     }
 
-    /// Fails while a capture is under way: it cannot record `what`, and the driver would give it
-    /// up.
-    pub(super) fn check_not_capturing(&self, what: &str) -> Result<(), CudaError> {
-        if self.captures.load(Ordering::Relaxed) == 0 {
-            return Ok(());
-        }
-        Err(self.capture_error(format!("{what} cannot be recorded")))
+    /// The same with `len` zeros.
+    pub fn host_zeros<T: Element>(&self, len: usize) -> Result<HostBuffer<T>, CudaError> {
+        HostBuffer::zeros(self, len)
+    }
+
+    /// Begins what concerns the whole device, once nobody records; it lasts as long as what is
+    /// returned. Fails where this thread records: a capture cannot hold `what`, and the driver
+    /// would give it up.
+    pub(super) fn device_wide(&self, what: &str) -> Result<DeviceWide<'_>, CudaError> {
+        let begun = self.captures.device_wide();
+        begun.ok_or_else(|| self.capture_error(format!("{what} cannot be recorded")))
     }
 
     pub(super) fn capture_error(&self, reason: impl Into<String>) -> CudaError {

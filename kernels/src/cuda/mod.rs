@@ -8,6 +8,7 @@ mod device;
 mod buffer;
 mod arg;
 mod stream;
+mod recording;
 mod capture;
 mod work;
 pub mod cublaslt;

@@ -1,6 +1,5 @@
 //! Streams of work, and events that order them.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 #[cfg(any(test, feature = "emulator"))]
 use std::time::Instant;
@@ -35,6 +34,7 @@ enum StreamHome {
 /// A point in a stream's work, which other streams can wait for.
 #[derive(Debug)]
 pub struct Event {
+    device: Device,
     home: EventHome,
     /// In a capture.
     branch: Option<Branch>,
@@ -71,8 +71,9 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// When there is no such kernel, the arguments are not of its number and types, or the device
-    /// cannot run the shape. What goes wrong while it runs is reported by a later call.
+    /// When there is no such kernel, the arguments are not of its number and types, the device
+    /// cannot run the shape, or the kernel's first launch would be recorded. What goes wrong while
+    /// it runs is reported by a later call.
     ///
     /// # Safety
     ///
@@ -80,19 +81,22 @@ impl Stream {
     /// stream may write what it uses until it is done.
     #[expect(unsafe_code, reason = "a kernel's accesses cannot be checked")]
     pub unsafe fn launch(&self, kernel: &str, grid: Grid, args: &[Arg]) -> Result<(), CudaError> {
-        let kernel = match &self.device.home {
-            #[cfg(any(test, feature = "emulator"))]
-            Home::Emulated(_) => {
-                Kernel::Emulated(emulated::find(&self.device, kernel, grid, args)?)
-            }
-            #[cfg(feature = "cuda")]
-            Home::Cuda(driver) => {
-                Kernel::Cuda(driver.find_kernel(&self.device, kernel, grid, args)?)
-            }
+        let work = || {
+            let kernel = match &self.device.home {
+                #[cfg(any(test, feature = "emulator"))]
+                Home::Emulated(_) => {
+                    Kernel::Emulated(emulated::find(&self.device, kernel, grid, args)?)
+                }
+                #[cfg(feature = "cuda")]
+                Home::Cuda(driver) => {
+                    Kernel::Cuda(driver.find_kernel(&self.device, kernel, grid, args)?)
+                }
+            };
+            let args = args.to_vec();
+            Ok(Work::Launch { kernel, grid, args })
         };
-        let args = args.to_vec();
         // SAFETY: the caller's promise; the home checked what it can.
-        unsafe { self.add(Work::Launch { kernel, grid, args }) }
+        unsafe { self.add_code(kernel, work) }
     }
 
     /// Adds a copy between buffers of the same length in the memory of the device.
@@ -143,11 +147,39 @@ impl Stream {
         unsafe { self.add(work) }
     }
 
+    /// Adds work that runs `code`, a kernel or a library's, of which each has its own name. Drivers
+    /// load code when it is first launched, which concerns the whole device.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::add`].
+    #[expect(unsafe_code, reason = "runs kernels")]
+    pub(super) unsafe fn add_code(
+        &self,
+        code: &str,
+        work: impl FnOnce() -> Result<Work, CudaError>,
+    ) -> Result<(), CudaError> {
+        let loaded = || {
+            let loaded = self.device.loaded.lock();
+            loaded.unwrap_or_else(PoisonError::into_inner)
+        };
+        if loaded().contains(code) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.add(work()?) };
+        }
+        let what = format!("the first launch of {code}, which loads it,");
+        let _alone = self.device.device_wide(&what)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.add(work()?)? }
+        loaded().insert(code.to_owned());
+        Ok(())
+    }
+
     /// # Safety
     ///
     /// What the work touches must be valid until it is done: see [`Stream::launch`].
     #[expect(unsafe_code, reason = "runs kernels")]
-    pub(super) unsafe fn add(&self, work: Work) -> Result<(), CudaError> {
+    unsafe fn add(&self, work: Work) -> Result<(), CudaError> {
         let mut branch = self.branch();
         match (&self.home, &self.device.home) {
             #[cfg(any(test, feature = "emulator"))]
@@ -172,7 +204,7 @@ impl Stream {
 
     /// Waits until all work of the stream is done.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.device.check_not_capturing("synchronize")?;
+        let _alone = self.device.device_wide("synchronize")?;
         match &self.home {
             #[cfg(any(test, feature = "emulator"))]
             StreamHome::Emulated => Ok(()),
@@ -190,7 +222,11 @@ impl Stream {
             #[cfg(feature = "cuda")]
             StreamHome::Cuda(stream) => EventHome::Cuda(stream.record()?),
         };
-        Ok(Event { home, branch })
+        Ok(Event {
+            device: self.device.clone(),
+            home,
+            branch,
+        })
     }
 
     /// What is added from now on starts when the work before `event` is done.
@@ -235,7 +271,8 @@ impl Stream {
     }
 
     /// Records what `work` adds to the stream, and to streams that wait for it, instead of running
-    /// it. Memory cannot be allocated or read meanwhile.
+    /// it. Memory cannot be allocated or read meanwhile, and nothing is loaded: each kernel must
+    /// have run before. Other threads wait with what concerns the whole device.
     pub fn capture(
         &self,
         work: impl FnOnce(&Self) -> Result<(), CudaError>,
@@ -244,6 +281,7 @@ impl Stream {
             !self.is_capturing(),
             "a capture is under way on this stream"
         );
+        let _recording = self.device.captures.begin();
         match &self.home {
             #[cfg(any(test, feature = "emulator"))]
             StreamHome::Emulated => {}
@@ -254,7 +292,6 @@ impl Stream {
             capture: Capture::begin(),
             after: Vec::new(),
         });
-        self.device.captures.fetch_add(1, Ordering::Relaxed);
         let done = work(self);
         let last = self.branch().take().expect("it takes part until the end");
         let graph = Graph::end(&self.device, last, || match &self.home {
@@ -263,7 +300,6 @@ impl Stream {
             #[cfg(feature = "cuda")]
             StreamHome::Cuda(stream) => stream.end_capture().map(GraphHome::Cuda),
         });
-        self.device.captures.fetch_sub(1, Ordering::Relaxed);
         done?;
         graph
     }
@@ -298,6 +334,10 @@ impl Event {
     /// Waits until the work before the event is done. Not for events of a capture.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         assert!(self.branch.is_none(), "the event belongs to a capture");
+        if self.device.captures.is_recording_here() {
+            let device = &self.device;
+            return Err(device.capture_error("waiting for an event cannot be recorded"));
+        }
         match &self.home {
             #[cfg(any(test, feature = "emulator"))]
             EventHome::Emulated(_) => Ok(()),

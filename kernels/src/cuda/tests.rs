@@ -1,11 +1,13 @@
 //! The launch layer: what it refuses, and that a graph repeats what was recorded.
 
+mod threads;
 mod wrappers;
 
 use half::bf16;
 
+use super::cublaslt::Library;
 use super::testing::{for_each_device, random};
-use super::{CudaError, Device, Grid, Order, Schedule, Stream};
+use super::{CudaError, Device, Grid, HostBuffer, Order, Schedule, Stream};
 use crate::gelu;
 
 #[test]
@@ -40,10 +42,18 @@ fn a_launch_that_does_not_fit_the_kernel_is_refused() {
     assert!(message.ends_with("a dimension is 0"), "{message}");
 }
 
+/// The kernel that most tests record, loaded as it has to be before.
+fn load_gelu(stream: &Stream) {
+    let x = stream.device().upload(&[1.0]).unwrap();
+    let mut out = stream.device().alloc::<f32>(1).unwrap();
+    gelu::cuda::forward(stream, &mut out, &x).unwrap();
+}
+
 #[test]
 fn a_graph_repeats_what_was_recorded_and_keeps_its_memory() {
     for_each_device(|device| {
         let stream = device.stream().unwrap();
+        load_gelu(&stream);
         let x = device.upload(&random::<f32>(37, 2.0, 1)).unwrap();
         let mut out = device.alloc(37).unwrap();
         let graph = stream
@@ -102,9 +112,37 @@ fn copies_and_zeros_run_in_the_order_of_the_stream() {
     });
 }
 
+#[test]
+fn streams_copy_to_ordinary_memory_as_well() {
+    for_each_device(|device| {
+        let stream = device.stream().unwrap();
+        let x = random::<f32>(1001, 2.0, 1);
+        let on_device = device.upload(&x).unwrap();
+        let mut back = HostBuffer::ordinary_zeros(x.len());
+        assert!(back.read().iter().all(|&x: &f32| x == 0.0));
+        stream.download(&mut back, &on_device).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(back.read(), x);
+        assert_eq!(
+            device.host_zeros::<u32>(3).unwrap().read(),
+            [0; 3],
+            "pinned"
+        );
+    });
+}
+
+#[test]
+fn the_emulator_refuses_host_memory_beyond_its_limit() {
+    let device = Device::emulator(Schedule::default()).with_pinned_bytes_max(16);
+    assert!(device.host_zeros::<f32>(4).is_ok());
+    let refused = device.host_zeros::<f32>(5).unwrap_err().to_string();
+    assert!(refused.ends_with("no memory for 20 bytes"), "{refused}");
+}
+
 /// y = gelu(x) on one stream, z = gelu(y) on another, which waits for the first if told so.
 fn two_streams(device: &Device, waits: bool) -> Vec<f32> {
     let (main, side) = (device.stream().unwrap(), device.stream().unwrap());
+    load_gelu(&main);
     let x = device.upload(&random::<f32>(300, 2.0, 1)).unwrap();
     let (mut y, mut z) = (device.alloc(300).unwrap(), device.alloc(300).unwrap());
     let graph = main
@@ -166,18 +204,18 @@ fn events_order_streams_outside_captures_and_tell_the_time() {
     });
 }
 
+fn ends_with(result: Result<(), CudaError>, text: &str) {
+    let message = result.unwrap_err().to_string();
+    assert!(message.ends_with(text), "{message}");
+}
+
 #[test]
-fn what_a_capture_cannot_record_is_refused() {
+fn work_that_nobody_waited_for_cannot_be_recorded() {
     for_each_device(|device| {
         let (main, side) = (device.stream().unwrap(), device.stream().unwrap());
-        let mut x = device.upload(&random::<f32>(8, 2.0, 1)).unwrap();
+        load_gelu(&main);
+        let x = device.upload(&random::<f32>(8, 2.0, 1)).unwrap();
         let mut y = device.alloc(8).unwrap();
-        let ends_with = |result: Result<(), CudaError>, text: &str| {
-            let message = result.unwrap_err().to_string();
-            assert!(message.ends_with(text), "{message}");
-        };
-
-        // Work of another stream that nobody waited for.
         let graph = main.capture(|main| {
             side.wait_for(main)?;
             gelu::cuda::forward(&side, &mut y, &x)
@@ -190,7 +228,16 @@ fn what_a_capture_cannot_record_is_refused() {
         gelu::cuda::forward(&side, &mut y, &x).unwrap();
         side.synchronize().unwrap();
         assert!(y.download().unwrap().iter().all(|y: &f32| y.is_finite()));
+    });
+}
 
+#[test]
+fn what_a_capture_cannot_record_is_refused() {
+    for_each_device(|device| {
+        let (main, side) = (device.stream().unwrap(), device.stream().unwrap());
+        load_gelu(&main);
+        let mut x = device.upload(&random::<f32>(8, 2.0, 1)).unwrap();
+        let mut y = device.alloc(8).unwrap();
         let outside = side.record().unwrap();
         let mut inside = None;
         let graph = main.capture(|main| {
@@ -211,7 +258,27 @@ fn what_a_capture_cannot_record_is_refused() {
                 "a download to a vector cannot be recorded",
             );
             ends_with(x.fill_zero(), "fill_zero cannot be recorded");
+            ends_with(
+                device.host_buffer(&[0.0f32; 8]).map(drop),
+                "an allocation cannot be recorded",
+            );
             ends_with(side.synchronize(), "synchronize cannot be recorded");
+            ends_with(
+                outside.synchronize(),
+                "waiting for an event cannot be recorded",
+            );
+            ends_with(
+                Library::open(device).map(drop),
+                "loading a library cannot be recorded",
+            );
+            // One that nothing here has launched, on a stream that records and on one that does
+            // not: either would load it.
+            for stream in [main, &side] {
+                ends_with(
+                    gelu::cuda::forward_tanh(stream, &mut y, &x),
+                    "the first launch of gelu_forward_tanh_f32, which loads it, cannot be recorded",
+                );
+            }
             inside = Some(main.record()?);
             main.zero(&mut x)
         });

@@ -46,7 +46,8 @@ const STAGES: usize = 4;
 /// How work gets to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launch {
-    /// Recorded once, then repeated as a whole.
+    /// Kernel by kernel the first time, which loads them; recorded the second time, and repeated as
+    /// a whole from then on.
     Graphs,
     /// Kernel by kernel, on one stream.
     Direct,
@@ -60,7 +61,7 @@ pub struct CudaEngine<T> {
     main: Stream,
     side: Stream,
     launch: Launch,
-    graphs: [Option<Graph>; Work::COUNT],
+    graphs: [Repeated; Work::COUNT],
     /// Where batches wait for their copy, in turn.
     stages: [Stage; STAGES],
     batches_sent: usize,
@@ -80,6 +81,14 @@ pub struct CudaEngine<T> {
     /// Losses of evaluation's batches, in turn.
     losses: [HostBuffer<f32>; STAGES], // (B, T)
     profile: Profile,
+}
+
+/// How often a piece of work was done.
+enum Repeated {
+    Never,
+    /// So its kernels are loaded, which must not happen while it is recorded.
+    Once,
+    Graph(Graph),
 }
 
 /// Host memory that batches are copied from.
@@ -117,7 +126,7 @@ impl<T: Precision> CudaEngine<T> {
             main: device.stream()?,
             side: device.stream()?,
             launch,
-            graphs: [const { None }; Work::COUNT],
+            graphs: [const { Repeated::Never }; Work::COUNT],
             stages: [stage()?, stage()?, stage()?, stage()?],
             batches_sent: 0,
             prompt: device.host_buffer(&vec![0; model.block_size])?,
@@ -173,13 +182,21 @@ impl<T: Precision> CudaEngine<T> {
             }
             Launch::Graphs => {}
         }
-        let graph = &mut self.graphs[work as usize];
-        if graph.is_none() {
-            let recorded = main.capture(|main| core.add(work, &mut Streams::new(main, Some(side))));
-            *graph = Some(recorded?);
+        let repeated = &mut self.graphs[work as usize];
+        match repeated {
+            Repeated::Never => {
+                core.add(work, &mut Streams::new(main, None))?;
+                *repeated = Repeated::Once;
+            }
+            Repeated::Once => {
+                let add = |main: &Stream| core.add(work, &mut Streams::new(main, Some(side)));
+                let graph = main.capture(add)?;
+                graph.launch(main)?;
+                *repeated = Repeated::Graph(graph);
+            }
+            Repeated::Graph(graph) => graph.launch(main)?,
         }
-        let graph = graph.as_ref().expect("recorded above");
-        Ok(graph.launch(main)?)
+        Ok(())
     }
 
     /// Copies a batch to the device, by way of a stage that is free.

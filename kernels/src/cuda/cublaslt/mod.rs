@@ -59,7 +59,7 @@ impl Library {
     ///
     /// [`CudaError::Unavailable`] with what was tried: work can go on without.
     pub fn open(device: &Device) -> Result<Arc<Self>, CudaError> {
-        device.check_not_capturing("loading a library")?;
+        let _alone = device.device_wide("loading a library")?;
         let candidates = match &device.home {
             #[cfg(any(test, feature = "emulator"))]
             Home::Emulated(_) => vec![PathBuf::from(emulator::CUBLASLT)],

@@ -439,18 +439,23 @@ impl Stream {
         let addresses = vectors
             .each_ref()
             .map(|vector| vector.as_ref().map_or(0, |region| region.address));
-        let call = Call {
-            descriptors: Descriptors::new::<T, O>(library, product, addresses)?,
-            algorithm: algorithm.words,
-            a: a.region(),
-            b: b.region(),
-            c: c.map(Buffer::region),
-            d: d.region(),
-            workspace: workspace.region(),
-            _vectors: vectors,
+        let work = || {
+            let call = Call {
+                descriptors: Descriptors::new::<T, O>(library, product, addresses)?,
+                algorithm: algorithm.words,
+                a: a.region(),
+                b: b.region(),
+                c: c.map(Buffer::region),
+                d: d.region(),
+                workspace: workspace.region(),
+                _vectors: vectors,
+            };
+            Ok(Work::Multiply(Arc::new(call)))
         };
+        let (words, adds) = (algorithm.words, c.is_some());
+        let code = format!("cuBLASLt's {product:?} {words:x?} {} {adds}", T::NAME);
         // SAFETY: the operands keep their memory and are of the sizes that the descriptors say.
-        unsafe { self.add(Work::Multiply(Arc::new(call))) }
+        unsafe { self.add_code(&code, work) }
     }
 }
 

@@ -158,22 +158,28 @@ impl Driver {
         self.wait_idle()
     }
 
-    /// Frees memory when all work is done. During a capture, which must not wait, it is kept for
-    /// later.
+    /// Frees memory when all work is done. While anybody records, it is kept for later: a drop
+    /// must not wait for that.
     pub(super) fn free(&self, memory: LeftOver) {
         self.left_over().push(memory);
         self.free_left_over();
     }
 
     pub(super) fn free_left_over(&self) {
-        let mut left_over = self.left_over();
-        if left_over.is_empty() || self.is_capturing() || self.enter().is_err() {
+        if self.left_over().is_empty() {
             return;
         }
+        let Some(_alone) = self.captures.try_device_wide() else {
+            return;
+        };
+        if self.enter().is_err() {
+            return;
+        }
+        let left_over = std::mem::take(&mut *self.left_over());
         // A failure of work before is reported where its stream is waited for, and the memory of a
         // lost context is gone with it.
         ignore(result::ctx::synchronize());
-        for memory in left_over.drain(..) {
+        for memory in left_over {
             // SAFETY: made so, its last handle is gone, and no work is left that uses it.
             ignore(unsafe {
                 match memory {

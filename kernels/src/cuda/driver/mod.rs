@@ -11,7 +11,6 @@ mod module;
 mod stream;
 
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{DriverError, result, sys};
@@ -19,6 +18,7 @@ use cudarc::driver::{DriverError, result, sys};
 pub(super) use self::memory::{Memory, PinnedMemory};
 pub(super) use self::module::Function;
 pub(super) use self::stream::{Event, Graph, Stream};
+use super::recording::Captures;
 use super::{CudaError, Properties};
 
 /// The oldest driver that runs what nvcc 12.8 compiles: CUDA 12.0, driver 525. Every symbol that
@@ -38,7 +38,7 @@ pub(super) struct Driver {
     /// New memory holds NaN bytes.
     poisoned: bool,
     /// Of the device: nothing may be freed while one is under way.
-    captures: Arc<AtomicUsize>,
+    captures: Arc<Captures>,
     kernels: Mutex<module::Kernels>,
     /// Memory and graphs whose last handle went during a capture.
     left_over: Mutex<Vec<memory::LeftOver>>,
@@ -54,7 +54,7 @@ impl Driver {
     pub(super) fn open(
         ordinal: usize,
         poisoned: bool,
-        captures: Arc<AtomicUsize>,
+        captures: Arc<Captures>,
     ) -> Result<(Self, Properties), CudaError> {
         let version = driver_version()?;
         let count = result::device::get_count().map_err(|error| unavailable(error, version))?;
@@ -123,10 +123,6 @@ impl Driver {
         let memory = result::mem_get_info();
         let (free, all) = memory.map_err(|error| self.error("cuMemGetInfo", error))?;
         Ok((free as u64, all as u64))
-    }
-
-    fn is_capturing(&self) -> bool {
-        self.captures.load(Ordering::Relaxed) > 0
     }
 
     fn error(&self, doing: impl Into<String>, error: DriverError) -> CudaError {

@@ -136,9 +136,9 @@ impl Stream {
     }
 
     pub(in crate::cuda) fn begin_capture(&self) -> Result<(), CudaError> {
-        // Relaxed: a kernel's first launch loads its module. What else must not happen meanwhile
-        // is refused above.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // What this thread must not do meanwhile is refused above, and by the driver once more;
+        // others wait above, or do what concerns no stream that records.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream exists.
         self.call("beginning a capture", || unsafe {
             result::stream::begin_capture(self.raw, mode)

@@ -422,6 +422,7 @@ fn a_recorded_product_gives_the_same_bits_and_keeps_what_it_needs() {
         let mut dbias = device.upload(&case.dbias).unwrap();
         let len = cuda::scratch_len(dims, device.properties());
         let mut scratch = device.alloc(len).unwrap();
+        // The library's code is loaded by the product above, on the same device.
         let graph = stream.capture(|stream| {
             let (dweight, dbias) = (&mut dweight, Some(&mut dbias));
             products.backward_weight(stream, dweight, dbias, &dout, &x, &mut scratch, dims)
