@@ -128,6 +128,9 @@ impl Trainer<'_> {
             }
             let outcomes = self.checkpoints.poll();
             self.report_saves(outcomes);
+            for warning in self.engine.take_warnings() {
+                self.metrics.warning(&warning);
+            }
         }
     }
 

@@ -526,6 +526,14 @@ impl<T: Precision> Engine for CudaEngine<T> {
         Ok(pending)
     }
 
+    fn prepare_snapshots(&mut self) {
+        self.copier.prepare(self.core.parameters.layout.elements);
+    }
+
+    fn take_warnings(&mut self) -> Vec<String> {
+        self.copier.take_warning().into_iter().collect()
+    }
+
     fn start_profile(&mut self) {
         self.launch = Launch::Measured;
         self.profile = Profile::default();

@@ -110,6 +110,15 @@ pub trait Engine {
         Ok(Box::new(|| Ok(state)))
     }
 
+    /// Has the memory for snapshots made ready while other things go on: for runs that will take
+    /// some.
+    fn prepare_snapshots(&mut self) {}
+
+    /// What people should know since the last call, a line each.
+    fn take_warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Replaces the parameters; enough for evaluation and sampling.
     ///
     /// # Errors

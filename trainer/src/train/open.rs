@@ -148,6 +148,9 @@ impl<'a> Trainer<'a> {
         let loader = open_loader(config, &dataset)?;
         let memory = engine::memory_table(&place, config, &model)?;
         let mut engine = engine::build(&place, config, &model)?;
+        if !config.eval_only {
+            engine.prepare_snapshots();
+        }
         startup.done("engine");
         let mut state = fresh_state(config, model, &dataset);
         let mut saved = None;

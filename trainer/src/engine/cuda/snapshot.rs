@@ -1,23 +1,37 @@
 //! Copies of parameters and moments to the host that go on while training does.
 //!
 //! A stream of its own copies into pinned memory. The next step's forward and backward only read
-//! what is copied; the update, which writes it, waits for the copy.
+//! what is copied; the update, which writes it, waits for the copy. Pinning memory takes its time,
+//! so that a thread of its own does it while the run begins.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use kernels::cuda::{CudaError, Device, Event, HostBuffer, Stream};
 
 use super::memory::{Parameters, Precision, named};
 use crate::engine::{EngineState, LossScale, PendingState};
+use crate::machine::human_bytes;
 
 /// Master weights and both moments, flat, each of the layout's elements.
 type HostState = [HostBuffer<f32>; 3];
 
-/// What copies; it holds host memory for one copy from the first on.
+/// What copies; it holds host memory for one copy.
 pub(super) struct Copier {
     stream: Stream,
     home: Arc<Home>,
-    allocated: bool,
+    memory: HostMemory,
+    /// Not told yet.
+    warning: Option<String>,
+}
+
+/// Where the host memory is.
+enum HostMemory {
+    Nowhere,
+    /// A thread makes it, and says what it could not do.
+    Coming(JoinHandle<(HostState, Option<String>)>),
+    /// In its home, or borrowed.
+    There,
 }
 
 /// Where the host memory waits for the next copy.
@@ -38,8 +52,39 @@ impl Copier {
         Ok(Self {
             stream: device.stream()?,
             home: Arc::default(),
-            allocated: false,
+            memory: HostMemory::Nowhere,
+            warning: None,
         })
+    }
+
+    /// Has host memory for copies of `elements` each made, by a thread of its own.
+    pub(super) fn prepare(&mut self, elements: usize) {
+        if matches!(self.memory, HostMemory::Nowhere) {
+            let device = self.stream.device().clone();
+            let coming = thread::spawn(move || host_state(&device, elements));
+            self.memory = HostMemory::Coming(coming);
+        }
+    }
+
+    /// What could not be done as it should, once.
+    pub(super) fn take_warning(&mut self) -> Option<String> {
+        if matches!(&self.memory, HostMemory::Coming(coming) if coming.is_finished()) {
+            self.settle();
+        }
+        self.warning.take()
+    }
+
+    /// Waits for the thread that makes the memory, if it is at it.
+    fn settle(&mut self) {
+        match std::mem::replace(&mut self.memory, HostMemory::There) {
+            HostMemory::Coming(coming) => {
+                let made = coming.join();
+                let (state, warning) = made.expect("what cannot be pinned is ordinary memory");
+                self.warning = warning;
+                self.home.put(Some(state));
+            }
+            other => self.memory = other,
+        }
     }
 
     /// Begins a copy of what `main`'s work so far leaves: the event after which the parameters may
@@ -52,24 +97,16 @@ impl Copier {
         updates: u64,
         loss_scale: Option<LossScale>,
     ) -> Result<(Arc<Event>, PendingState), CudaError> {
+        self.prepare(parameters.layout.elements);
+        self.settle();
         let Self { stream, home, .. } = self;
         let sources = [
             &parameters.masters,
             &parameters.exp_avg,
             &parameters.exp_avg_sq,
         ];
-        let state = if self.allocated {
-            home.take()
-        } else {
-            let zeros = vec![0.0; sources[0].len()];
-            let device = main.device();
-            let buffer = || device.host_buffer(&zeros);
-            let state = [buffer()?, buffer()?, buffer()?];
-            self.allocated = true;
-            state
-        };
         let mut borrowed = Borrowed {
-            state: Some(state),
+            state: Some(home.take()),
             home: Arc::clone(home),
         };
         stream.wait_for(main)?;
@@ -96,7 +133,38 @@ impl Copier {
     }
 }
 
+impl Drop for Copier {
+    /// The thread must not be left behind in the driver.
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// Host memory for copies of `elements` each, and a line where it cannot be pinned.
+fn host_state(device: &Device, elements: usize) -> (HostState, Option<String>) {
+    let pinned = || device.host_zeros(elements);
+    match pinned().and_then(|first| Ok([first, pinned()?, pinned()?])) {
+        Ok(state) => (state, None),
+        Err(error) => {
+            let bytes = (3 * elements * size_of::<f32>()) as u64;
+            let warning = format!(
+                "checkpoints: {} of host memory cannot be pinned ({error}): each copy holds \
+                 training up until it is done",
+                human_bytes(bytes)
+            );
+            let ordinary = || HostBuffer::ordinary_zeros(elements);
+            ([ordinary(), ordinary(), ordinary()], Some(warning))
+        }
+    }
+}
+
 impl Home {
+    fn put(&self, state: Option<HostState>) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = state;
+        self.returned.notify_one();
+    }
+
     /// Waits for the memory to be there.
     fn take(&self) -> HostState {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,12 +180,6 @@ impl Home {
 
 impl Drop for Borrowed {
     fn drop(&mut self) {
-        let mut free = self
-            .home
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *free = self.state.take();
-        self.home.returned.notify_one();
+        self.home.put(self.state.take());
     }
 }

@@ -315,6 +315,36 @@ fn memory_is_what_was_foreseen() {
     }
 }
 
+#[test]
+fn a_snapshot_that_cannot_be_pinned_is_the_same_and_says_so() {
+    let model = model(true);
+    let make = |device: Device, prepared| {
+        let (hyper, none) = (hyper(0.0, 2), Selection::off());
+        let made = CudaEngine::<bf16>::new(&device, &model, hyper, SHAPE, Launch::Graphs, &none);
+        let mut engine = made.unwrap();
+        if prepared {
+            engine.prepare_snapshots();
+        }
+        iteration(&mut engine, 0);
+        let state = engine.snapshot().unwrap()().unwrap();
+        (engine, state)
+    };
+    let emulator = || Device::emulator(Schedule::default());
+    let (mut pinned, expected) = make(emulator(), true);
+    assert_eq!(pinned.state().unwrap(), expected);
+    assert_eq!(pinned.take_warnings(), Vec::<String>::new());
+    // Enough for whatever else the engine keeps there.
+    let bytes = model.parameter_count() as usize * size_of::<f32>() / 2;
+    for prepared in [true, false] {
+        let (mut engine, state) = make(emulator().with_pinned_bytes_max(bytes), prepared);
+        assert!(state == expected, "{prepared}");
+        let warnings = engine.take_warnings().join("\n");
+        assert!(warnings.contains("cannot be pinned"), "{warnings}");
+        assert_eq!(engine.take_warnings(), Vec::<String>::new(), "told twice");
+        assert!(engine.snapshot().unwrap()().unwrap() == expected);
+    }
+}
+
 /// Logits of a growing sequence, token by token and each as a prompt of its own.
 fn check_generation<T: Precision>(
     model: &ModelConfig,
