@@ -23,6 +23,7 @@ mod tests;
 
 use draft::Draft;
 pub use table::Config;
+pub(crate) use validate::MICRO_STEPS_MAX;
 
 /// A config that is ready to run, and what its user should know about it.
 #[derive(Clone, Debug, PartialEq)]

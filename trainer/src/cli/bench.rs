@@ -66,7 +66,7 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let place = Place::open(&config.device)?;
     configure(config);
     let model = model_of(config);
-    let config = &engine::fitted(&place, config, &model)?;
+    let config = &engine::fitted(&place, config, &model, 0)?;
     let mut engine = engine::build(&place, config, &model)?;
     if config.verbose {
         print(&engine.notes(true).join("\n"))?;
@@ -295,10 +295,6 @@ fn random_batch(config: &Config, model: &ModelConfig, number: u64) -> Batch {
             .map(|_| random.below(model.vocab_size as u64) as u32)
             .collect()
     };
-    Batch {
-        inputs: draw(),
-        targets: draw(),
-        batch_size: config.batch_size,
-        block_size: config.block_size,
-    }
+    let (inputs, targets) = (draw(), draw());
+    Batch::of_tokens(inputs, targets, config.batch_size, config.block_size)
 }

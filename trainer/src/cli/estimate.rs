@@ -29,7 +29,7 @@ pub(super) fn run(mut words: Words) -> Result<ExitCode> {
     let mut estimate = estimate::estimate(config, &model, &filter)?;
     let asks = wanted.budget_usd.is_some() || wanted.deadline_hours.is_some();
     let pick = (asks || wanted.spot.is_some()).then(|| estimate::pick(&mut estimate, &wanted));
-    let config = &fitted(&place, config, &model)?;
+    let config = &fitted(&place, config, &model, 0)?;
     let Some(mut needs) = Needs::of(&place, config, &model)? else {
         return Err(Error::config(
             "engine=candle: does not know its memory beforehand\nhint: --engine=fused",

@@ -26,9 +26,10 @@ pub(super) fn run(mut words: Words, started: Instant) -> Result<ExitCode> {
     let (dataset, _) = train::open_data(config, &mut metrics)?;
     let identity = train::identity(&dataset);
     checkpoint::compatible(&loaded.state, &loaded.state.model, &identity)?;
-    let config = &engine::fitted(&place, config, &loaded.state.model)?;
+    let resident = engine::resident_bytes(&place, &dataset);
+    let config = &engine::fitted(&place, config, &loaded.state.model, resident)?;
     let loader = train::open_loader(config, &dataset)?;
-    let mut engine = engine::build(&place, config, &loaded.state.model)?;
+    let mut engine = engine::build_for(&place, config, &loaded.state.model, &dataset)?;
     engine.load_parameters(&loaded.engine.parameters)?;
     let losses = eval::losses(engine.as_mut(), &loader, config.eval_iters, &|| false)?;
     let losses = losses.ok_or(Error::Stopped)?;

@@ -36,7 +36,7 @@ pub(super) const CHOICES: &[(&str, &[&str])] = &[
 const SIZE_MAX: u64 = u32::MAX as u64;
 
 /// Most micro-steps of a step: their number takes 16 bits of the counter of dropout's masks.
-const MICRO_STEPS_MAX: u64 = 1 << 16;
+pub(crate) const MICRO_STEPS_MAX: u64 = 1 << 16;
 
 /// A rule that a config breaks.
 pub(super) struct Fault {

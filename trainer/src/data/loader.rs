@@ -24,7 +24,7 @@ pub struct Loader {
     eval: Philox,
 }
 
-/// Token ids of one micro-batch.
+/// Token ids of one micro-batch. Made by a loader, or by [`Self::of_tokens`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// (B, T)
@@ -35,6 +35,16 @@ pub struct Batch {
     pub batch_size: usize,
     /// T
     pub block_size: usize,
+    /// Where the ids lie in the loader's dataset, for who keeps that at hand.
+    pub windows: Option<Windows>,
+}
+
+/// Places of windows, of T tokens and the target of the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Windows {
+    pub split: Split,
+    /// (B): where each begins.
+    pub starts: Vec<u64>,
 }
 
 /// Which part of a dataset.
@@ -59,6 +69,24 @@ const EVAL_SEED: u64 = 0;
 
 /// In the place of a Feistel round's number: the draw of an epoch's shift.
 const SHIFT: u32 = u32::MAX;
+
+impl Batch {
+    /// Of ids that need not be a dataset's.
+    pub fn of_tokens(
+        inputs: Vec<u32>,
+        targets: Vec<u32>,
+        batch_size: usize,
+        block_size: usize,
+    ) -> Self {
+        Self {
+            inputs,
+            targets,
+            batch_size,
+            block_size,
+            windows: None,
+        }
+    }
+}
 
 impl Loader {
     /// # Errors
@@ -115,20 +143,19 @@ impl Loader {
             micro < self.gradient_accumulation_steps,
             "micro-step {micro}"
         );
-        let file = &self.dataset.train;
         match self.sampling {
             Sampling::Random => {
                 let micro = u32::try_from(micro).expect("an accumulation of less than 2^32");
                 let mut draws = self
                     .train
                     .sequence([step as u32, (step >> 32) as u32, micro]);
-                let starts = (file.len() - self.block_size) as u64;
-                self.windows(file, |_| draws.below(starts) as usize)
+                let starts = (self.dataset.train.len() - self.block_size) as u64;
+                self.windows(Split::Train, |_| draws.below(starts) as usize)
             }
             Sampling::Epoch => {
                 let batches = step * self.gradient_accumulation_steps + micro;
                 let first = batches * self.batch_size as u64;
-                self.windows(file, |row| self.epoch_start(first + row as u64))
+                self.windows(Split::Train, |row| self.epoch_start(first + row as u64))
             }
         }
     }
@@ -137,16 +164,13 @@ impl Loader {
     /// at a random place in each of `count * batch_size` equal ranges of starts. Such strata make
     /// the mean loss vary less than as many independent draws would.
     pub fn eval_batches(&self, split: Split, count: u64) -> impl Iterator<Item = Batch> + '_ {
-        let file = match split {
-            Split::Train => &self.dataset.train,
-            Split::Val => &self.dataset.val,
-        };
+        let file = self.file(split);
         let mut draws = self.eval.sequence([split as u32, 0, 0]);
         let windows = u128::from(count) * self.batch_size as u128;
         let starts = (file.len() - self.block_size) as u128;
         (0..count).map(move |batch| {
             let first = u128::from(batch) * self.batch_size as u128;
-            self.windows(file, |row| {
+            self.windows(split, |row| {
                 // floor((k + u) * starts / windows), u in [0, 1) with its first 32 bits.
                 let place = (first + row as u128) << 32 | u128::from(draws.next_u32());
                 ((place * starts / windows) >> 32) as usize
@@ -171,13 +195,15 @@ impl Loader {
     }
 
     /// A batch of the windows that start at `start(0)`, `start(1)`, …
-    fn windows(&self, file: &TokenFile, mut start: impl FnMut(usize) -> usize) -> Batch {
+    fn windows(&self, split: Split, mut start: impl FnMut(usize) -> usize) -> Batch {
+        let file = self.file(split);
         let (b, t) = (self.batch_size, self.block_size);
         let mut inputs = Vec::with_capacity(b * t); // (B, T)
         let mut targets = Vec::with_capacity(b * t); // (B, T)
         let mut window = vec![0; t + 1];
-        for row in 0..b {
-            file.copy(start(row), &mut window);
+        let starts: Vec<usize> = (0..b).map(&mut start).collect();
+        for &start in &starts {
+            file.copy(start, &mut window);
             inputs.extend_from_slice(&window[..t]);
             targets.extend_from_slice(&window[1..]);
         }
@@ -186,6 +212,17 @@ impl Loader {
             targets,
             batch_size: b,
             block_size: t,
+            windows: Some(Windows {
+                split,
+                starts: starts.into_iter().map(|start| start as u64).collect(),
+            }),
+        }
+    }
+
+    fn file(&self, split: Split) -> &TokenFile {
+        match split {
+            Split::Train => &self.dataset.train,
+            Split::Val => &self.dataset.val,
         }
     }
 }

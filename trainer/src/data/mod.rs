@@ -11,4 +11,4 @@ mod sources;
 pub mod locate;
 
 pub use dataset::{Dataset, DatasetInfo};
-pub use loader::{Batch, Loader, Sampling, Split};
+pub use loader::{Batch, Loader, Sampling, Split, Windows};

@@ -195,6 +195,7 @@ fn memory_of(layout: &Layout, training: &Plan, evaluation: &Plan, recompute: Rec
         moments: 2 * fp32,
         workspace: matmul::cpu::workspace_max(rayon::current_num_threads()) as u64,
         activations: training.arena_bytes.max(evaluation.arena_bytes) as u64,
+        dataset: 0,
         recompute,
     }
 }

@@ -10,11 +10,14 @@ mod plans;
 mod hazards;
 mod autotune;
 mod run;
+mod dataset;
+mod feed;
 mod snapshot;
 mod decode;
 mod core;
+mod evaluate;
 
-use std::collections::VecDeque;
+use std::slice;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -24,6 +27,9 @@ use kernels::cuda::{CudaError, Device, Event, Graph, HostBuffer, Stream};
 
 pub use self::autotune::{Mode, Selection};
 use self::core::{Core, Work, fresh_state};
+use self::dataset::Resident;
+use self::evaluate::Together;
+use self::feed::{Feed, Readback};
 pub(super) use self::gpu::ceilings;
 use self::hazards::Streams;
 pub use self::memory::Precision;
@@ -37,12 +43,11 @@ use super::{
     Shape, UpdateStats, in_order,
 };
 use crate::config::Config;
-use crate::data::Batch;
+use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
+use crate::machine::human_bytes;
 use crate::model::{ModelConfig, NamedTensor};
 
-/// Batches on their way to the device, before the host waits.
-const STAGES: usize = 4;
 /// How work gets to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launch {
@@ -62,9 +67,7 @@ pub struct CudaEngine<T> {
     side: Stream,
     launch: Launch,
     graphs: [Repeated; Work::COUNT],
-    /// Where batches wait for their copy, in turn.
-    stages: [Stage; STAGES],
-    batches_sent: usize,
+    feed: Feed,
     prompt: HostBuffer<i32>, // (1, block_size)
     /// The micro-step that the device does next.
     next: MicroStep,
@@ -78,8 +81,11 @@ pub struct CudaEngine<T> {
     copier: Copier,
     /// After the newest copy for a checkpoint, which no update may overtake.
     copied: Option<Arc<Event>>,
-    /// Losses of evaluation's batches, in turn.
-    losses: [HostBuffer<f32>; STAGES], // (B, T)
+    /// Of evaluation's batches.
+    losses: Readback,
+    together: Option<Together>,
+    /// What people should know of how it computes.
+    notes: Vec<String>,
     profile: Profile,
 }
 
@@ -89,13 +95,6 @@ enum Repeated {
     /// So its kernels are loaded, which must not happen while it is recorded.
     Once,
     Graph(Graph),
-}
-
-/// Host memory that batches are copied from.
-struct Stage {
-    tokens: HostBuffer<i32>, // (2, B, T)
-    /// After the copy of what it holds.
-    copied: Option<Event>,
 }
 
 impl<T: Precision> CudaEngine<T> {
@@ -114,21 +113,25 @@ impl<T: Precision> CudaEngine<T> {
     ) -> Result<Self> {
         let core = Core::new(device, model, hyper, shape, selection)?;
         let rows = core.training.rows();
-        let stage = || -> Result<Stage> {
-            Ok(Stage {
-                tokens: device.host_buffer(&vec![0; 2 * rows])?,
-                copied: None,
-            })
-        };
-        let losses = || device.host_buffer(&vec![0.0; rows]);
+        let mut together = None;
+        let mut notes = core.selected.notes.clone();
+        if let Some(wide) = &core.together {
+            let rows = wide.plan.rows();
+            together = Some(Together {
+                feed: Feed::new(device, wide.plan.batch_size, rows)?,
+                losses: Readback::new(device, rows)?,
+            });
+            notes.push(format!("evaluation: {} batches in a pass", wide.batches));
+        }
         Ok(Self {
             core,
+            together,
+            notes,
             main: device.stream()?,
             side: device.stream()?,
             launch,
             graphs: [const { Repeated::Never }; Work::COUNT],
-            stages: [stage()?, stage()?, stage()?, stage()?],
-            batches_sent: 0,
+            feed: Feed::new(device, shape.batch_size, rows)?,
             prompt: device.host_buffer(&vec![0; model.block_size])?,
             next: MicroStep { step: 0, micro: 0 },
             updates: 0,
@@ -140,7 +143,7 @@ impl<T: Precision> CudaEngine<T> {
             reported: None,
             copier: Copier::new(device)?,
             copied: None,
-            losses: [losses()?, losses()?, losses()?, losses()?],
+            losses: Readback::new(device, rows)?,
             profile: Profile::default(),
         })
     }
@@ -196,20 +199,6 @@ impl<T: Precision> CudaEngine<T> {
             }
             Repeated::Graph(graph) => graph.launch(main)?,
         }
-        Ok(())
-    }
-
-    /// Copies a batch to the device, by way of a stage that is free.
-    fn send(&mut self, batch: &Batch) -> Result<()> {
-        let Stage { tokens, copied } = &mut self.stages[self.batches_sent % STAGES];
-        if let Some(copied) = copied.take() {
-            copied.synchronize()?;
-        }
-        let ids = batch.inputs.iter().chain(&batch.targets);
-        tokens.write(&ids.map(|&id| id as i32).collect::<Vec<_>>());
-        self.main.upload(&mut self.core.batch, tokens)?;
-        *copied = Some(self.main.record()?);
-        self.batches_sent += 1;
         Ok(())
     }
 
@@ -283,24 +272,6 @@ impl<T: Precision> CudaEngine<T> {
         }
     }
 
-    /// Has the device evaluate a batch; after the event its losses are in `slot`.
-    fn evaluate(&mut self, batch: &Batch, slot: usize) -> Result<Event> {
-        self.check(batch);
-        self.send(batch)?;
-        self.submit(Work::Evaluation)?;
-        let losses = self.core.losses(&self.core.evaluation);
-        self.main.download(&mut self.losses[slot], &losses)?;
-        Ok(self.main.record()?)
-    }
-
-    /// The mean loss of a batch that the device is done with.
-    fn evaluated(&self, evaluated: &Event, slot: usize) -> Result<f64> {
-        evaluated.synchronize()?;
-        let losses = self.losses[slot].read();
-        let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
-        Ok(sum / losses.len() as f64)
-    }
-
     /// Updates made, and in fp16 the loss scale, after all work of the device is done.
     fn counters(&self) -> Result<(u64, Option<LossScale>)> {
         let state = self.core.controller.download()?;
@@ -311,23 +282,20 @@ impl<T: Precision> CudaEngine<T> {
         Ok((state.updates.into(), loss_scale))
     }
 
-    fn check(&self, batch: &Batch) {
+    fn check(&self, batches: &[Batch]) {
         let plan = &self.core.training;
         let expected = (plan.batch_size, plan.block_size);
-        assert_eq!(
-            (batch.batch_size, batch.block_size),
-            expected,
-            "the plan's shape"
-        );
         let limit = self.core.model.vocab_size as u32;
-        assert!(
-            batch
-                .inputs
-                .iter()
-                .chain(&batch.targets)
-                .all(|&id| id < limit),
-            "ids are checked when a dataset is opened"
-        );
+        for batch in batches {
+            let shape = (batch.batch_size, batch.block_size);
+            assert_eq!(shape, expected, "the plan's shape");
+            let is_sent = self.core.dataset.is_none() || batch.windows.is_none();
+            let mut ids = batch.inputs.iter().chain(&batch.targets);
+            assert!(
+                !is_sent || ids.all(|&id| id < limit),
+                "ids are checked when a dataset is opened"
+            );
+        }
     }
 }
 
@@ -388,28 +356,49 @@ impl<T: Precision> Engine for CudaEngine<T> {
         let plans = [&core.training, &core.evaluation, &core.generation];
         let layout: &Layout = &core.parameters.layout;
         let properties = core.device.properties();
-        Some(self::memory::memory::<T>(
-            &plans,
-            layout,
-            properties,
-            core.recompute,
-            core.selected.products.library().is_some(),
-        ))
+        let library = core.selected.products.library().is_some();
+        let memory = self::memory::memory::<T>(&plans, layout, properties, core.recompute, library);
+        Some(Memory {
+            dataset: core.dataset.as_ref().map_or(0, Resident::bytes),
+            ..memory
+        })
+    }
+
+    fn keep_dataset(&mut self, dataset: &Dataset) -> Result<()> {
+        let resident = match Resident::new(&self.core.device, dataset) {
+            Ok(resident) => resident,
+            // It is foreseen to fit, but others may have come to use the device meanwhile.
+            Err(error @ CudaError::OutOfMemory { .. }) => {
+                self.notes
+                    .push(format!("dataset: {error}: batches are sent"));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let size = human_bytes(resident.bytes());
+        self.notes
+            .push(format!("dataset: {size}, kept on the device"));
+        self.core.dataset = Some(resident);
+        Ok(())
     }
 
     fn notes(&self, verbose: bool) -> Vec<String> {
-        let selected = &self.core.selected;
-        let mut notes = selected.notes.clone();
+        let mut notes = self.notes.clone();
         if verbose {
-            notes.extend(selected.table());
+            notes.extend(self.core.selected.table());
         }
         notes
     }
 
     fn forward_backward(&mut self, batch: &Batch, at: MicroStep) -> Result<()> {
+        let batch = slice::from_ref(batch);
         self.check(batch);
         self.seek(at)?;
-        self.send(batch)?;
+        let Core {
+            inputs, dataset, ..
+        } = &mut self.core;
+        let dataset = dataset.as_ref();
+        self.feed.send(&self.main, inputs, batch, dataset)?;
         self.submit(if at.micro == 0 {
             Work::FirstMicroStep
         } else {
@@ -454,34 +443,15 @@ impl<T: Precision> Engine for CudaEngine<T> {
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f64> {
-        let evaluated = self.evaluate(batch, 0)?;
-        self.evaluated(&evaluated, 0)
+        self.loss_of(batch)
     }
 
-    /// The host waits for a batch only when as many are on their way as there are stages.
     fn mean_loss(
         &mut self,
         batches: &mut dyn Iterator<Item = Batch>,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<f64>> {
-        let (mut sum, mut count) = (0.0, 0);
-        let mut on_their_way = VecDeque::new();
-        for (number, batch) in batches.enumerate() {
-            if stop() {
-                return Ok(None);
-            }
-            if on_their_way.len() == STAGES {
-                let (slot, evaluated) = on_their_way.pop_front().expect("counted");
-                sum += self.evaluated(&evaluated, slot)?;
-            }
-            let slot = number % STAGES;
-            on_their_way.push_back((slot, self.evaluate(&batch, slot)?));
-            count += 1;
-        }
-        for (slot, evaluated) in on_their_way {
-            sum += self.evaluated(&evaluated, slot)?;
-        }
-        Ok(Some(sum / f64::from(count)))
+        self.mean_of(batches, stop)
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {

@@ -1,7 +1,9 @@
 //! What a run takes on its device, whether that is there, and what would fit: known before
 //! anything is allocated.
 
-use crate::config::Config;
+use crate::config::{Config, MICRO_STEPS_MAX};
+use crate::data::Dataset;
+use crate::data::token_file::VOCAB_SIZE_U16_MAX;
 #[cfg(any(test, feature = "device"))]
 use crate::engine::cuda;
 use crate::engine::device::Place;
@@ -11,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::machine::{self, human_bytes};
 use crate::model::ModelConfig;
 
+/// A dataset of more bytes is not kept on a device.
+const RESIDENT_BYTES_MAX: u64 = 256 << 20;
+
 /// A model's needs on a device.
 pub struct Needs<'a> {
     needed: Box<dyn Fn(Shape) -> Memory + 'a>,
@@ -18,6 +23,8 @@ pub struct Needs<'a> {
     plan: Box<dyn Fn(Shape) -> Plan + 'a>,
     /// Bytes; `None` if nobody knows.
     pub available: Option<u64>,
+    /// Bytes of the dataset that is kept there.
+    dataset: u64,
     /// Whether larger batches are faster, as they are on GPUs.
     prefers_large: bool,
 }
@@ -36,6 +43,7 @@ impl<'a> Needs<'a> {
                 needed: Box::new(move |shape| cpu::memory(model, dropout, shape)),
                 plan: Box::new(move |shape| cpu::plans(model, dropout, shape).0),
                 available: machine::memory_available(),
+                dataset: 0,
                 prefers_large: false,
             })),
             #[cfg(any(test, feature = "device"))]
@@ -49,6 +57,7 @@ impl<'a> Needs<'a> {
                     needed,
                     plan,
                     available: device.free_bytes()?.or_else(machine::memory_available),
+                    dataset: 0,
                     prefers_large: true,
                 }))
             }
@@ -63,8 +72,17 @@ impl<'a> Needs<'a> {
         }
     }
 
+    /// The same with a dataset of so many bytes beside it.
+    pub fn with_dataset(self, dataset: u64) -> Self {
+        Self { dataset, ..self }
+    }
+
     pub fn memory(&self, shape: Shape) -> Memory {
-        (self.needed)(shape)
+        let dataset = self.dataset;
+        Memory {
+            dataset,
+            ..(self.needed)(shape)
+        }
     }
 
     /// The largest buffers that are alive at a training step's fullest operation, by name: how many
@@ -112,6 +130,9 @@ impl<'a> Needs<'a> {
             line(&format!("  {name}"), bytes, &format!("  in {count}"));
         }
         line("workspace", memory.workspace, "");
+        if memory.dataset > 0 {
+            line("dataset", memory.dataset, "");
+        }
         line("total", memory.total(), "");
         if let Some(available) = self.available {
             line("available", available, "");
@@ -191,6 +212,36 @@ impl<'a> Needs<'a> {
         (1..=most).rev().find(divides)
     }
 
+    /// The config with the batch size that fits; tokens per iteration stay what they are.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where that takes more micro-steps than can be counted.
+    fn fitted(&self, config: &Config) -> Result<Config> {
+        let steps = config.gradient_accumulation_steps;
+        let sequences = config.batch_size * steps as usize;
+        let mut shapes = ways(config).into_iter().map(|recompute| Shape {
+            batch_size: config.batch_size,
+            block_size: config.block_size,
+            recompute,
+        });
+        let batch_size = shapes.find_map(|shape| self.batch_size(shape, sequences));
+        // Building the engine says what a batch of 1 lacks.
+        let batch_size = batch_size.unwrap_or(1);
+        let steps = (sequences / batch_size) as u64;
+        if steps > MICRO_STEPS_MAX {
+            return Err(Error::config(format!(
+                "batch_size=auto: batches of {batch_size} fit, {steps} of which make up an \
+                 iteration, expected at most {MICRO_STEPS_MAX}\n\
+                 hint: a smaller batch_size x gradient_accumulation_steps, or a larger GPU"
+            )));
+        }
+        Ok(Config {
+            batch_size,
+            gradient_accumulation_steps: steps,
+            ..config.clone()
+        })
+    }
+
     /// Whether a run fits.
     ///
     /// # Errors
@@ -230,20 +281,42 @@ impl<'a> Needs<'a> {
 ///
 /// # Errors
 /// As [`Needs::of`].
-pub fn memory_table(place: &Place, config: &Config, model: &ModelConfig) -> Result<Vec<String>> {
+pub fn memory_table(
+    place: &Place,
+    config: &Config,
+    model: &ModelConfig,
+    dataset: u64,
+) -> Result<Vec<String>> {
     if place.is_cpu() {
         return Ok(Vec::new());
     }
-    let needs = Needs::of(place, config, model)?;
+    let needs = Needs::of(place, config, model)?.map(|needs| needs.with_dataset(dataset));
     Ok(needs.map_or_else(Vec::new, |needs| needs.table(needs.shape(config))))
 }
 
-/// The config with the batch size that fits the device, where it asks for that; tokens per
-/// iteration stay what they are.
+/// Bytes of a dataset on a device that keeps it; 0 where it is too large, or the CPU computes.
+pub fn resident_bytes(place: &Place, dataset: &Dataset) -> u64 {
+    let tokens = dataset.train.len() as u64 + dataset.val.len() as u64;
+    let bytes = tokens * token_bytes(dataset) as u64;
+    let is_kept = !place.is_cpu() && bytes <= RESIDENT_BYTES_MAX;
+    if is_kept { bytes } else { 0 }
+}
+
+/// Bytes of a token on a device.
+pub(super) fn token_bytes(dataset: &Dataset) -> usize {
+    if dataset.info.vocab_size <= VOCAB_SIZE_U16_MAX {
+        size_of::<u16>()
+    } else {
+        size_of::<u32>()
+    }
+}
+
+/// The config with the batch size that fits the device beside a dataset of so many bytes, where it
+/// asks for that; tokens per iteration stay what they are.
 ///
 /// # Errors
 /// [`Error::Config`] if nothing fits, or the engine cannot tell what it needs.
-pub fn fitted(place: &Place, config: &Config, model: &ModelConfig) -> Result<Config> {
+pub fn fitted(place: &Place, config: &Config, model: &ModelConfig, dataset: u64) -> Result<Config> {
     if !config.fit_batch {
         return Ok(config.clone());
     }
@@ -253,21 +326,7 @@ pub fn fitted(place: &Place, config: &Config, model: &ModelConfig) -> Result<Con
              hint: --batch_size=N, or --engine=fused",
         ));
     };
-    let steps = config.gradient_accumulation_steps;
-    let sequences = config.batch_size * steps as usize;
-    let mut shapes = ways(config).into_iter().map(|recompute| Shape {
-        batch_size: config.batch_size,
-        block_size: config.block_size,
-        recompute,
-    });
-    let batch_size = shapes.find_map(|shape| needs.batch_size(shape, sequences));
-    // Building the engine says what a batch of 1 lacks.
-    let batch_size = batch_size.unwrap_or(1);
-    Ok(Config {
-        batch_size,
-        gradient_accumulation_steps: (sequences / batch_size) as u64,
-        ..config.clone()
-    })
+    needs.with_dataset(dataset).fitted(config)
 }
 
 /// What backward may compute again: what the config says, or first nothing.

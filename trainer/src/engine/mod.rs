@@ -15,12 +15,12 @@ pub mod fit;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::data::Batch;
+use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 pub use crate::model::NamedTensor;
 use crate::model::{ModelConfig, Parameter};
 pub use device::Place;
-pub use fit::{Needs, fitted, memory_table};
+pub use fit::{Needs, fitted, memory_table, resident_bytes};
 pub use plan::Recompute;
 pub use profile::Profile;
 
@@ -108,6 +108,12 @@ pub trait Engine {
     fn snapshot(&mut self) -> Result<PendingState> {
         let state = self.state()?;
         Ok(Box::new(|| Ok(state)))
+    }
+
+    /// Keeps a dataset where it computes, so that batches need not be brought there. Every batch
+    /// with windows is one of this dataset from then on.
+    fn keep_dataset(&mut self, _dataset: &Dataset) -> Result<()> {
+        Ok(())
     }
 
     /// Has the memory for snapshots made ready while other things go on: for runs that will take
@@ -213,6 +219,8 @@ pub struct Hyperparameters {
     /// Largest global gradient norm; 0 = off.
     pub grad_clip: f64,
     pub seed: u64,
+    /// Batches of an evaluation.
+    pub eval_iters: u64,
 }
 
 impl Hyperparameters {
@@ -226,6 +234,7 @@ impl Hyperparameters {
             adam_eps: config.adam_eps,
             grad_clip: config.grad_clip,
             seed: config.seed,
+            eval_iters: config.eval_iters,
         }
     }
 }
@@ -252,13 +261,16 @@ pub struct Memory {
     pub activations: u64,
     /// What single operations work in.
     pub workspace: u64,
+    /// Its tokens, where they are kept on the device.
+    pub dataset: u64,
     /// What is computed again so that it is not more.
     pub recompute: Recompute,
 }
 
 impl Memory {
     pub fn total(self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.workspace
+        let state = self.weights + self.gradients + self.moments;
+        state + self.activations + self.workspace + self.dataset
     }
 }
 
@@ -268,12 +280,51 @@ impl Memory {
 /// [`Error::Config`] if the run does not fit the memory or the engine, [`Error::Device`] if the
 /// device fails.
 pub fn build(place: &Place, config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
-    let hyper = Hyperparameters::of(config);
+    match Needs::of(place, config, model)? {
+        Some(needs) => build_in(place, config, model, needs.shape(config), &needs),
+        None => candle(config, model),
+    }
+}
+
+/// The same for batches of one dataset, which is kept on the device where it is small and there is
+/// room for it beside everything else.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for(
+    place: &Place,
+    config: &Config,
+    model: &ModelConfig,
+    dataset: &Dataset,
+) -> Result<Box<dyn Engine>> {
     let Some(needs) = Needs::of(place, config, model)? else {
-        return Ok(Box::new(candle::CandleEngine::new(model, hyper)?));
+        return candle(config, model);
     };
+    let bytes = resident_bytes(place, dataset);
+    let needs = needs.with_dataset(bytes);
     let shape = needs.shape(config);
+    if bytes == 0 || needs.check(shape).is_err() {
+        return build(place, config, model);
+    }
+    let mut engine = build_in(place, config, model, shape, &needs)?;
+    engine.keep_dataset(dataset)?;
+    Ok(engine)
+}
+
+fn candle(config: &Config, model: &ModelConfig) -> Result<Box<dyn Engine>> {
+    let hyper = Hyperparameters::of(config);
+    Ok(Box::new(candle::CandleEngine::new(model, hyper)?))
+}
+
+fn build_in(
+    place: &Place,
+    config: &Config,
+    model: &ModelConfig,
+    shape: Shape,
+    needs: &Needs<'_>,
+) -> Result<Box<dyn Engine>> {
     needs.check(shape)?;
+    let hyper = Hyperparameters::of(config);
     match place {
         Place::Cpu => Ok(Box::new(cpu::CpuEngine::new(model, hyper, shape))),
         #[cfg(any(test, feature = "device"))]

@@ -6,12 +6,14 @@
 
 mod arena;
 mod build;
+mod together;
 
 use std::ops::Range;
 
 use crate::model::{ModelConfig, Parameter};
 
 pub use self::build::{PlanRequest, Target};
+pub use self::together::Together;
 
 /// What backward computes again instead of keeping it from forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

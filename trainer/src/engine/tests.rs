@@ -61,6 +61,7 @@ fn hyper(dropout: f64, gradient_accumulation_steps: u64) -> Hyperparameters {
         adam_eps: 1e-8,
         grad_clip: 1.0,
         seed: 7,
+        eval_iters: 7,
     }
 }
 

@@ -142,6 +142,7 @@ impl<'a> Planner<'a> {
             moments: 2 * fp32,
             activations: planned.arena_bytes,
             workspace: (scratch + self.decoder_bytes()) as u64,
+            dataset: 0,
             recompute,
         }
     }

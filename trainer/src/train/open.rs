@@ -143,11 +143,12 @@ impl<'a> Trainer<'a> {
         startup.done("data");
         metrics.phase(Phase::Loading);
         let model = model_config(&resolved.config, &tokenizer)?;
-        let fitted = engine::fitted(&place, &resolved.config, &model)?;
+        let resident = engine::resident_bytes(&place, &dataset);
+        let fitted = engine::fitted(&place, &resolved.config, &model, resident)?;
         let config = &fitted;
         let loader = open_loader(config, &dataset)?;
-        let memory = engine::memory_table(&place, config, &model)?;
-        let mut engine = engine::build(&place, config, &model)?;
+        let memory = engine::memory_table(&place, config, &model, resident)?;
+        let mut engine = engine::build_for(&place, config, &model, &dataset)?;
         if !config.eval_only {
             engine.prepare_snapshots();
         }

@@ -83,11 +83,15 @@ fn memory_line(trainer: &Trainer<'_>) -> String {
     match trainer.engine.memory() {
         Some(memory) => format!(
             "memory: {} = {} for weights, gradients and moments + {} for activations \
-             (recompute {}); {available} available",
+             (recompute {}){}; {available} available",
             human_bytes(memory.total()),
             human_bytes(memory.weights + memory.gradients + memory.moments),
             human_bytes(memory.activations + memory.workspace),
             memory.recompute.name(),
+            match memory.dataset {
+                0 => String::new(),
+                bytes => format!(" + {} for the dataset", human_bytes(bytes)),
+            },
         ),
         None => format!(
             "memory: {} for weights, gradients and moments, and what the activations take; \

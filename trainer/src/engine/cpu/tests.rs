@@ -22,6 +22,7 @@ fn engine() -> CpuEngine {
         adam_eps: 1e-8,
         grad_clip: 1.0,
         seed: 7,
+        eval_iters: 7,
     };
     let shape = Shape {
         batch_size: 3,
@@ -32,12 +33,7 @@ fn engine() -> CpuEngine {
 }
 
 fn batch() -> Batch {
-    Batch {
-        inputs: (0..48).collect(),
-        targets: (1..49).collect(),
-        batch_size: 3,
-        block_size: 16,
-    }
+    Batch::of_tokens((0..48).collect(), (1..49).collect(), 3, 16)
 }
 
 #[test]

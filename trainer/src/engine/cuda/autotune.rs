@@ -239,6 +239,41 @@ fn tf32_note<T: Precision>(tf32: bool, library: bool) -> Option<String> {
     (T::DTYPE == Dtype::F32).then(|| text.to_owned())
 }
 
+/// Has the products of a plan done as those of another of the same model, which differs in its rows
+/// alone: nothing is timed, and the program's own kernels add up in the same order.
+///
+/// # Errors
+/// Where the library fails.
+pub(super) fn follow<T: Precision>(
+    products: &mut Products<T>,
+    plan: &Plan,
+    example: &Plan,
+    layout: &Layout,
+) -> Result<()> {
+    let examples = tasks(&[example], layout);
+    for task in tasks(&[plan], layout) {
+        let is_alike = |it: &&Task| {
+            let sizes = |task: &Task| (task.dims.k, task.dims.n);
+            it.kind == task.kind && sizes(it) == sizes(&task)
+        };
+        let alike = examples.iter().find(is_alike);
+        let alike = alike.expect("the same operations on other rows");
+        let Way::Library { fused, .. } = products.way(alike) else {
+            continue;
+        };
+        if products.set(task, products.way(alike))? {
+            continue;
+        }
+        // An algorithm need not take every number of rows.
+        let ways = products.library_ways(&task, 1)?;
+        let is_fused = |way: &&Way| matches!(way, Way::Library { fused: f, .. } if *f == fused);
+        if let Some(way) = ways.iter().find(is_fused) {
+            products.set(task, *way)?;
+        }
+    }
+    Ok(())
+}
+
 /// The products of some plans, each once.
 fn tasks(plans: &[&Plan], layout: &Layout) -> Vec<Task> {
     let mut tasks = Vec::new();

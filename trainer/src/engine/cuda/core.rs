@@ -6,10 +6,12 @@ use kernels::cuda::{Buffer, CudaError, Device, Stream};
 use kernels::{global_norm, matmul};
 
 use super::autotune::{self, Selected, Selection};
+use super::dataset::Resident;
 use super::decode::Decoder;
+use super::feed::Inputs;
 use super::hazards::Streams;
 use super::memory::{Parameters, Precision, Workspace, layout};
-use super::plans::plans;
+use super::plans::{plans, together};
 use super::run::Context;
 use crate::engine::plan::{BufferId, Dtype, Plan};
 use crate::engine::{Hyperparameters, Recompute, Shape};
@@ -37,11 +39,22 @@ pub(super) struct Core<T> {
     pub(super) generation: Plan,
     /// Memory of whichever plan runs.
     pub(super) arena: Buffer<u8>,
-    /// Inputs and targets.
-    pub(super) batch: Buffer<i32>, // (2, B, T)
+    /// Where an evaluation's batches come in passes of several.
+    pub(super) together: Option<Wide>,
+    /// Of a step, and of a batch that is evaluated.
+    pub(super) inputs: Inputs,
+    /// Where it is kept on the device.
+    pub(super) dataset: Option<Resident>,
     pub(super) prompt: Buffer<i32>, // (1, block_size)
     /// `None` where the kernels do not take the model.
     pub(super) decoder: Option<Decoder<T>>,
+}
+
+/// Batches that are evaluated in one pass.
+pub(super) struct Wide {
+    pub(super) batches: usize,
+    pub(super) plan: Plan,
+    pub(super) inputs: Inputs,
 }
 
 /// A piece of work that is repeated as a whole.
@@ -51,6 +64,8 @@ pub(super) enum Work {
     MicroStep,
     Update,
     Evaluation,
+    /// Several batches of it in one pass.
+    Together,
     /// A prompt.
     Generation,
     /// The token after it.
@@ -73,9 +88,19 @@ impl<T: Precision> Core<T> {
         let [training, evaluation, generation] = plans::<T>(model, hyper.dropout > 0.0, shape);
         // First of all: timing takes memory, and gives it back.
         let (measured, layout) = ([&training, &evaluation], layout(model));
-        let selected = autotune::select(device, selection, &measured, &layout)?;
+        let mut selected = autotune::select(device, selection, &measured, &layout)?;
         let plans = [&training, &evaluation, &generation];
         let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
+        let mut wide = None;
+        if let Some(together) = together::<T>(plans, shape, hyper.eval_iters) {
+            let (batches, plan) = (together.batches, together.plan);
+            autotune::follow(&mut selected.products, &plan, &evaluation, &layout)?;
+            wide = Some(Wide {
+                inputs: Inputs::new(device, plan.batch_size, plan.rows())?,
+                batches,
+                plan,
+            });
+        }
         let parameters = Parameters::new(device, model, hyper.seed)?;
         let (settings, state) = (settings::<T>(&hyper), fresh_state::<T>());
         Ok(Self {
@@ -83,7 +108,9 @@ impl<T: Precision> Core<T> {
             workspace: Workspace::new(device, &training, &parameters.layout)?,
             selected,
             arena: device.alloc(arena_bytes.unwrap_or(0))?,
-            batch: device.alloc(2 * training.rows())?,
+            together: wide,
+            inputs: Inputs::new(device, training.batch_size, training.rows())?,
+            dataset: None,
             prompt: device.alloc(model.block_size)?,
             decoder: Decoder::new(device, model)?,
             model: model.clone(),
@@ -130,7 +157,17 @@ impl<T: Precision> Core<T> {
                 })?;
                 self.controller.end_step(main)
             }
-            Work::Evaluation => self.context(&self.evaluation, &self.batch).run(streams),
+            Work::Evaluation => {
+                let inputs = &self.inputs.tokens;
+                self.context(&self.evaluation, inputs).run(streams)
+            }
+            Work::Together => {
+                let wide = self
+                    .together
+                    .as_ref()
+                    .expect("asked of batches that go together");
+                self.context(&wide.plan, &wide.inputs.tokens).run(streams)
+            }
             Work::Generation => {
                 self.context(&self.generation, &self.prompt).run(streams)?;
                 let place = |id: &BufferId| self.generation.buffers[id.0].place.clone();
@@ -153,7 +190,7 @@ impl<T: Precision> Core<T> {
     }
 
     fn micro_step(&mut self, streams: &mut Streams<'_>) -> Result<(), CudaError> {
-        let mut context = self.context(&self.training, &self.batch);
+        let mut context = self.context(&self.training, &self.inputs.tokens);
         if self.hyper.dropout > 0.0 {
             let philox = Philox::new(self.hyper.seed, RandomStream::Dropout);
             context.dropout = Some((self.hyper.dropout, philox, self.controller.at()));

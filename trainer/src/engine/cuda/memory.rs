@@ -294,6 +294,7 @@ pub(super) fn memory<T: Precision>(
         moments: 2 * fp32,
         activations: arena.unwrap_or(0) as u64,
         workspace: (workspace + decoder_bytes::<T>(&plans[0].model)) as u64,
+        dataset: 0,
         recompute,
     }
 }

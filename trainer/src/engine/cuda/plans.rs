@@ -9,7 +9,7 @@ use super::autotune::Selection;
 use super::gpu;
 use super::memory::{self, Precision, padded_vocab_size};
 use crate::config::Config;
-use crate::engine::plan::{Dtype, Plan, PlanRequest, Target};
+use crate::engine::plan::{Dtype, Plan, PlanRequest, Target, Together};
 use crate::engine::{Memory, Recompute, Shape};
 use crate::error::Result;
 use crate::model::ModelConfig;
@@ -33,6 +33,26 @@ pub(super) fn attention_dims(
 
 /// The plans of a step, of an evaluation and of a prompt.
 pub(super) fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Shape) -> [Plan; 3] {
+    requests::<T>(model, dropout, shape).map(|request| request.build())
+}
+
+/// An evaluation's `count` batches, as many in a pass as fit the arena of these plans.
+pub(super) fn together<T: Precision>(
+    plans: [&Plan; 3],
+    shape: Shape,
+    count: u64,
+) -> Option<Together> {
+    let [training, ..] = plans;
+    let arena_bytes = plans.map(|plan| plan.arena_bytes).into_iter().max();
+    let [_, evaluation, _] = requests::<T>(&training.model, false, shape);
+    evaluation.together(count, arena_bytes.unwrap_or(0))
+}
+
+fn requests<T: Precision>(
+    model: &ModelConfig,
+    dropout: bool,
+    shape: Shape,
+) -> [PlanRequest<'_>; 3] {
     let dims = attention_dims(model, shape.batch_size, shape.block_size);
     let target = Target {
         dtype: T::DTYPE,
@@ -63,7 +83,7 @@ pub(super) fn plans<T: Precision>(model: &ModelConfig, dropout: bool, shape: Sha
         losses: false,
         ..evaluation.clone()
     };
-    [training.build(), evaluation.build(), generation.build()]
+    [training, evaluation, generation]
 }
 
 /// A function of a run's shape.

@@ -135,7 +135,7 @@ fn an_automatic_batch_keeps_the_tokens_of_a_step() {
         n_embd: 32,
         ..gpt2()
     };
-    let fitted = fitted(&gpu(), &config, &small).unwrap();
+    let fitted = fitted(&gpu(), &config, &small, 0).unwrap();
     assert!(fitted.batch_size > 12, "{}", fitted.batch_size);
     assert_eq!(fitted.tokens_per_iteration(), config.tokens_per_iteration());
     let again = Config::from_toml_str(&fitted.to_toml()).unwrap();
@@ -144,5 +144,66 @@ fn an_automatic_batch_keeps_the_tokens_of_a_step() {
         fit_batch: false,
         ..config
     };
-    assert_eq!(super::fitted(&gpu(), &fixed, &small).unwrap(), fixed);
+    assert_eq!(super::fitted(&gpu(), &fixed, &small, 0).unwrap(), fixed);
+}
+
+#[test]
+fn more_micro_steps_than_can_be_counted_are_refused() {
+    // Memory for a batch of 1 alone.
+    let words: Vec<String> = ["--batch_size=2", "--gradient_accumulation_steps=40000"]
+        .map(str::to_owned)
+        .into();
+    let config = Config::resolve(None, &words).unwrap().config;
+    let (config, model) = (
+        Config {
+            fit_batch: true,
+            ..config
+        },
+        gpt2(),
+    );
+    let needs = needs(&model, &gpu());
+    let shape = |batch_size| Shape {
+        batch_size,
+        block_size: config.block_size,
+        recompute: Recompute::Block,
+    };
+    let one = needs.memory(shape(1)).total();
+    let needs = needs.with_available(one / 19 * 20 + 20);
+    let refused = needs.fitted(&config).unwrap_err().to_string();
+    assert!(
+        refused.contains("80000") && refused.contains("65536"),
+        "{refused}"
+    );
+    let fewer = Config {
+        gradient_accumulation_steps: 30_000,
+        ..config
+    };
+    assert_eq!(
+        needs.fitted(&fewer).unwrap().gradient_accumulation_steps,
+        60_000
+    );
+}
+
+#[test]
+fn a_dataset_that_is_kept_leaves_less_for_the_batch() {
+    let model = gpt2();
+    let shape = |batch_size| Shape {
+        batch_size,
+        block_size: 1024,
+        recompute: Recompute::None,
+    };
+    let dataset = 256 << 20;
+    let available = needs(&model, &gpu()).memory(shape(8)).total();
+    let largest = |dataset| {
+        let needs = needs(&model, &gpu()).with_available(available);
+        needs.with_dataset(dataset).largest(shape(8), 8)
+    };
+    assert_eq!(largest(0), 8);
+    assert!((1..8).contains(&largest(dataset)), "{}", largest(dataset));
+    let needs = needs(&model, &gpu()).with_dataset(dataset);
+    let table = needs.table(shape(8)).join("\n");
+    assert!(
+        table.contains("dataset") && table.contains("256.0 MiB"),
+        "{table}"
+    );
 }

@@ -66,12 +66,8 @@ impl Case {
                 .map(|_| random.below(self.model.vocab_size as u64) as u32)
                 .collect()
         };
-        Batch {
-            inputs: ids(),
-            targets: ids(),
-            batch_size: self.batch_size,
-            block_size: self.block_size,
-        }
+        let (inputs, targets) = (ids(), ids());
+        Batch::of_tokens(inputs, targets, self.batch_size, self.block_size)
     }
 
     fn fused(&self) -> CpuEngine {

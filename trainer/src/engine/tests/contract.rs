@@ -83,12 +83,8 @@ on_all! {
 
 fn batch(salt: u32) -> Batch {
     let token = |i: u32| (i * i * 3 + i * salt + salt) % 11;
-    Batch {
-        inputs: (0..16).map(token).collect(),
-        targets: (1..17).map(token).collect(),
-        batch_size: 2,
-        block_size: 8,
-    }
+    let (inputs, targets) = ((0..16).map(token), (1..17).map(token));
+    Batch::of_tokens(inputs.collect(), targets.collect(), 2, 8)
 }
 
 fn every_parameter_gets_a_gradient(make: Make) {

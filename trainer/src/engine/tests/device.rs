@@ -5,6 +5,9 @@ use half::{bf16, f16};
 use kernels::matmul::cuda::products::Pick;
 
 use super::*;
+use crate::data::dataset::{DatasetInfo, TRAIN, VAL, write_info};
+use crate::data::token_file::TokenWriter;
+use crate::data::{Loader, Sampling, Split};
 use crate::philox::{Philox, Stream as RandomStream};
 
 /// Two layers whose sizes are multiples of nothing, or of what vectors want.
@@ -39,12 +42,7 @@ fn batch(model: &ModelConfig, salt: u64) -> Batch {
             targets.push(token as u32);
         }
     }
-    Batch {
-        inputs,
-        targets,
-        batch_size: SHAPE.batch_size,
-        block_size: SHAPE.block_size,
-    }
+    Batch::of_tokens(inputs, targets, SHAPE.batch_size, SHAPE.block_size)
 }
 
 fn cuda<T: Precision>(
@@ -342,6 +340,141 @@ fn a_snapshot_that_cannot_be_pinned_is_the_same_and_says_so() {
         assert!(warnings.contains("cannot be pinned"), "{warnings}");
         assert_eq!(engine.take_warnings(), Vec::<String>::new(), "told twice");
         assert!(engine.snapshot().unwrap()().unwrap() == expected);
+    }
+}
+
+/// Losses of evaluations of so many batches, each as a whole.
+fn evaluations<T: Precision>(eval_iters: u64, order: Order, selection: &Selection) -> Vec<f64> {
+    let model = model(true);
+    let hyper = Hyperparameters {
+        eval_iters,
+        ..hyper(0.0, 1)
+    };
+    let device = device(order);
+    let made = CudaEngine::<T>::new(&device, &model, hyper, SHAPE, Launch::Graphs, selection);
+    let mut engine = made.unwrap();
+    let notes = engine.notes(false).join("\n");
+    assert_eq!(
+        notes.contains("batches in a pass"),
+        eval_iters > 1,
+        "{notes}"
+    );
+    if eval_iters > 1 {
+        assert!(notes.contains("evaluation: 3 batches in a pass"), "{notes}");
+    }
+    // Training in between shares the arena. The third evaluation of a size repeats graphs.
+    let mut losses = Vec::new();
+    for (step, count) in [3, 11, 1, 7, 2].into_iter().enumerate() {
+        let at = MicroStep {
+            step: step as u64,
+            micro: 0,
+        };
+        engine.forward_backward(&batch(&model, 1), at).unwrap();
+        engine.update(3e-3).unwrap();
+        let mut batches = (0..count).map(|salt| batch(&model, salt));
+        losses.push(engine.mean_loss(&mut batches, &|| false).unwrap().unwrap());
+    }
+    losses
+}
+
+#[test]
+fn batches_that_are_evaluated_together_have_the_losses_of_each_alone() {
+    fn check<T: Precision>() {
+        let own = Selection::off();
+        let alone = evaluations::<T>(1, Order::Forward, &own);
+        assert!(alone.windows(2).all(|pair| pair[0] != pair[1]));
+        for order in [Order::Forward, Order::Random] {
+            assert_eq!(
+                evaluations::<T>(3, order, &own),
+                alone,
+                "{} {order:?}",
+                T::NAME
+            );
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
+    check::<f16>();
+    // The library adds up as it likes.
+    let alone = evaluations::<f32>(1, Order::Forward, &library(Pick::First));
+    let together = evaluations::<f32>(3, Order::Forward, &library(Pick::First));
+    for (a, b) in together.iter().zip(&alone) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+}
+
+/// A dataset of ids below 61, held as those of a vocabulary of this size.
+fn dataset(vocab_size: usize) -> (tempfile::TempDir, std::sync::Arc<Dataset>) {
+    let folder = tempfile::tempdir().unwrap();
+    let lengths = [(TRAIN, 701), (VAL, 97)];
+    for (name, len) in lengths {
+        let mut writer = TokenWriter::create(&folder.path().join(name), vocab_size).unwrap();
+        let ids: Vec<u32> = (0..len).map(|i| (i * i + 5 * i + i / 7) % 61).collect();
+        writer.write(&ids).unwrap();
+        writer.finish().unwrap();
+    }
+    let info = DatasetInfo {
+        format_version: 1,
+        name: "squares".to_owned(),
+        tokenizer: "gpt2".to_owned(),
+        vocab_size,
+        train_tokens: lengths[0].1.into(),
+        val_tokens: lengths[1].1.into(),
+        source: "generated".to_owned(),
+        source_sha256: String::new(),
+        entropy_per_token: None,
+    };
+    write_info(folder.path(), &info).unwrap();
+    let dataset = std::sync::Arc::new(Dataset::open(folder.path()).unwrap());
+    (folder, dataset)
+}
+
+#[test]
+fn a_dataset_on_the_device_gives_the_same_bits_as_batches_that_are_sent() {
+    let model = model(true);
+    for (vocab_size, bytes) in [(61, 2 * (701 + 97)), (70_000, 4 * (701 + 97))] {
+        let (_folder, dataset) = dataset(vocab_size);
+        let loader = Loader::new(
+            std::sync::Arc::clone(&dataset),
+            SHAPE.batch_size,
+            SHAPE.block_size,
+            2,
+            Sampling::Random,
+            7,
+        );
+        let loader = loader.unwrap();
+        let run = |keeps: bool| {
+            let (none, order) = (Recompute::None, Order::Random);
+            let own = Selection::off();
+            let mut engine = cuda::<bf16>(&model, 0.2, none, order, Launch::Graphs, &own);
+            let before = engine.memory().unwrap().total();
+            if keeps {
+                engine.keep_dataset(&dataset).unwrap();
+                assert_eq!(engine.memory().unwrap().total(), before + bytes);
+            }
+            let mut stats = Vec::new();
+            for step in 0..3 {
+                for micro in 0..2 {
+                    let mut batch = loader.batch(step, micro);
+                    if keeps {
+                        // What is not looked at need not be right.
+                        batch.inputs.fill(0);
+                        batch.targets.fill(0);
+                    }
+                    let at = MicroStep { step, micro };
+                    engine.forward_backward(&batch, at).unwrap();
+                }
+                stats.push(engine.update(3e-3).unwrap());
+            }
+            let losses = [Split::Train, Split::Val].map(|split| {
+                let mut batches = loader.eval_batches(split, 7);
+                engine.mean_loss(&mut batches, &|| false).unwrap()
+            });
+            // Batches of no dataset go on being sent.
+            let other = engine.loss(&self::batch(&model, 5)).unwrap();
+            (stats, losses, other, engine.state().unwrap())
+        };
+        assert!(run(true) == run(false), "{vocab_size}");
     }
 }
 

@@ -105,16 +105,10 @@ impl Golden {
         let micro_steps = self.config.gradient_accumulation_steps as usize;
         let start = (step * micro_steps + micro) * b * width;
         let rows = self.tokens[start..start + b * width].chunks(width);
-        Batch {
-            inputs: rows
-                .clone()
-                .flat_map(|row| &row[..width - 1])
-                .copied()
-                .collect(),
-            targets: rows.flat_map(|row| &row[1..]).copied().collect(),
-            batch_size: b,
-            block_size: width - 1,
-        }
+        let inputs = rows.clone().flat_map(|row| &row[..width - 1]);
+        let targets = rows.flat_map(|row| &row[1..]);
+        let (inputs, targets) = (inputs.copied().collect(), targets.copied().collect());
+        Batch::of_tokens(inputs, targets, b, width - 1)
     }
 
     fn tensors(&self, file: &str) -> Vec<NamedTensor> {

@@ -47,12 +47,12 @@ fn logits_and_loss_are_those_of_transformers() {
         }
         // All but the last position have a target.
         let t = rows[0].len() - 1;
-        let batch = Batch {
-            inputs: rows.iter().flat_map(|row| &row[..t]).copied().collect(),
-            targets: rows.iter().flat_map(|row| &row[1..]).copied().collect(),
-            batch_size: 2,
-            block_size: t,
-        };
+        let batch = Batch::of_tokens(
+            rows.iter().flat_map(|row| &row[..t]).copied().collect(),
+            rows.iter().flat_map(|row| &row[1..]).copied().collect(),
+            2,
+            t,
+        );
         let mut cropped = imported.clone();
         cropped.crop(t);
         let config = Config::resolve(

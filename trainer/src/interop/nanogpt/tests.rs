@@ -181,12 +181,12 @@ fn training_goes_on_with_pytorchs_losses() {
             let step = imported.step + k as u64;
             for micro in 0..config.gradient_accumulation_steps {
                 let of_batch: Vec<&[u32]> = rows.by_ref().take(config.batch_size).collect();
-                let batch = Batch {
-                    inputs: of_batch.iter().flat_map(|row| &row[..t]).copied().collect(),
-                    targets: of_batch.iter().flat_map(|row| &row[1..]).copied().collect(),
-                    batch_size: config.batch_size,
-                    block_size: t,
-                };
+                let batch = Batch::of_tokens(
+                    of_batch.iter().flat_map(|row| &row[..t]).copied().collect(),
+                    of_batch.iter().flat_map(|row| &row[1..]).copied().collect(),
+                    config.batch_size,
+                    t,
+                );
                 let at = MicroStep { step, micro };
                 engine.forward_backward(&batch, at).unwrap();
             }
