@@ -74,15 +74,7 @@ impl From<Error> for Fault {
 ///
 /// # Errors
 /// `Error::Data` listing why each source failed, to which the caller adds what to do about it;
-/// `Error::Write` if the disk refuses.
-pub fn fetch(wanted: Wanted<'_>, to: &Path, progress: &mut Progress<'_>) -> Result<String> {
-    fetch_with(wanted, Access::default(), to, progress)
-}
-
-/// As [`fetch`].
-///
-/// # Errors
-/// As [`fetch`]; [`Error::Stopped`] when it was to give up.
+/// `Error::Write` if the disk refuses; [`Error::Stopped`] when it was to give up.
 pub fn fetch_with(
     wanted: Wanted<'_>,
     access: Access<'_>,

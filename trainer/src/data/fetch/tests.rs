@@ -138,7 +138,7 @@ fn fetched(
         sha256,
         bytes,
     };
-    let result = fetch(wanted, &to, &mut |_, _| {});
+    let result = fetch_with(wanted, Access::default(), &to, &mut |_, _| {});
     let mut names: Vec<String> = fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -160,7 +160,10 @@ fn a_file_is_fetched_whole_and_progress_told() {
         bytes: Some(300_000),
     };
     let mut told = Vec::new();
-    let source = fetch(wanted, &to, &mut |done, total| told.push((done, total))).unwrap();
+    let source = fetch_with(wanted, Access::default(), &to, &mut |done, total| {
+        told.push((done, total))
+    })
+    .unwrap();
     assert_eq!(source, server.url);
     assert!(fs::read(&to).unwrap() == body);
     assert!(!dir.path().join("text.txt.part").exists());
@@ -368,7 +371,7 @@ fn two_that_fetch_at_once_do_not_disturb_each_other() {
         sha256: Some(&digest),
         bytes: None,
     };
-    fetch(wanted, &to, &mut |_, _| {}).unwrap();
+    fetch_with(wanted, Access::default(), &to, &mut |_, _| {}).unwrap();
     assert!(fs::read(&to).unwrap() == body);
     assert_eq!(other.len().unwrap(), 150_000);
     assert_eq!(server.log(), [(None, 300_000)]);
@@ -382,6 +385,12 @@ fn a_disk_that_refuses_is_not_blamed_on_the_source() {
         sha256: None,
         bytes: None,
     };
-    let error = fetch(wanted, Path::new("/nonexistent/text.txt"), &mut |_, _| {}).unwrap_err();
+    let error = fetch_with(
+        wanted,
+        Access::default(),
+        Path::new("/nonexistent/text.txt"),
+        &mut |_, _| {},
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Write { .. }), "{error}");
 }
