@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod redact;
+pub mod https;
 pub mod storage;
 pub mod error;
 pub mod job;

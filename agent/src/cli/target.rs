@@ -14,6 +14,7 @@ use super::get::{Artifact, path_of};
 use crate::checkpoints::{Transfer, history};
 use crate::error::Error;
 use crate::http::{Artifacts, LogLine, LogPage, Problem, pinned};
+use crate::https;
 use crate::job::{Job, StatusEnvelope};
 use crate::logs::Line;
 use crate::orders::{Order, leave};
@@ -69,7 +70,7 @@ impl TargetArgs {
         let token = token
             .filter_map(|name| std::env::var(name).ok())
             .find(|it| !it.is_empty());
-        let mut client = Client::builder().timeout(ANSWER_MAX);
+        let mut client = https::builder().timeout(ANSWER_MAX);
         if let Some(fingerprint) = &self.tls_fingerprint {
             if !url.starts_with("https://") {
                 let what = format!("--tls-fingerprint: expected an address of https://, got {url}");

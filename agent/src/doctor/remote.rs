@@ -11,6 +11,7 @@ use super::{Asked, CHECK_MAX, Check, silent};
 use crate::clock::{BootClock, Clock};
 use crate::cost::{Disk, Table};
 use crate::error::ExitStatus;
+use crate::https;
 use crate::provider::{Adapter, Instance, Kind, PowerOff, Services, detect};
 use crate::storage::open::open;
 use crate::storage::{Storage, StorageError, probe};
@@ -309,7 +310,7 @@ async fn network(address: Option<&str>) -> Vec<Check> {
 
 /// The `Date` of an answer, whatever else it says.
 async fn server_date(url: &str) -> Option<i64> {
-    let client = reqwest::Client::builder()
+    let client = https::builder()
         .timeout(STEP_MAX)
         .redirect(reqwest::redirect::Policy::none())
         .build()

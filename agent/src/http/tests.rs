@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::board::Board;
 use crate::clock::Moment;
+use crate::https;
 use crate::logs::Console;
 use crate::redact::Redactor;
 use crate::state::{Change, Command, Drill, Level, LimitsChange, StopOrder};
@@ -72,7 +73,7 @@ fn site_with(access: Access, token: Option<&'static str>) -> Site {
     };
     let server = Server::start(&settings, source).unwrap().unwrap();
     let url = server.url();
-    let client = Client::builder()
+    let client = https::builder()
         .no_proxy()
         .timeout(PATIENCE)
         .build()

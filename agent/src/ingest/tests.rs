@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::https;
 
 fn seen(line: &str) -> Report {
     Report {
@@ -166,7 +167,7 @@ async fn only_who_has_the_token_reports() {
     };
     let token = fs::read_to_string(variable("KUBEFLOW_TRAINER_SERVER_TOKEN")).unwrap();
     assert_eq!(token, learned);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = https::builder().no_proxy().build().unwrap();
     let post = |url: String, token: &str, body: &str| {
         client
             .post(url)

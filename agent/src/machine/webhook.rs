@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::https;
+
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 const TRIES: u32 = 3;
 const WAIT: Duration = Duration::from_secs(5);
@@ -27,7 +29,7 @@ impl Webhook {
                 "--webhook: expected http:// or https://, got {scheme}://"
             ));
         }
-        let client = reqwest::Client::builder()
+        let client = https::builder()
             .timeout(REQUEST_MAX)
             .build()
             .map_err(|error| format!("--webhook: {}", error.without_url()))?;

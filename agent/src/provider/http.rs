@@ -5,6 +5,8 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::Value;
 
+use crate::https;
+
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Of an answer, for people.
 const TEXT_CHARS_MAX: usize = 200;
@@ -83,7 +85,7 @@ pub(super) async fn read(builder: reqwest::RequestBuilder) -> Result<Answer, Str
 /// For services of this machine and its network: they are never behind a proxy and speak no TLS, so
 /// the roots of trust are not read, which takes longer than their answer.
 pub(super) fn plain_client(answer_max: Duration) -> Client {
-    let builder = Client::builder().no_proxy().tls_certs_only([]);
+    let builder = https::builder().no_proxy().tls_certs_only([]);
     let client = with_limits(builder, answer_max).build();
     client.expect("without roots of trust and proxies nothing depends on the machine")
 }
@@ -93,7 +95,7 @@ pub(super) fn plain_client(answer_max: Duration) -> Client {
 /// # Errors
 /// If the machine has no roots of trust.
 pub(super) fn client(answer_max: Duration) -> Result<Client, String> {
-    let client = with_limits(Client::builder(), answer_max).build();
+    let client = with_limits(https::builder(), answer_max).build();
     client.map_err(|error| causes(&error))
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use agent::https;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -70,7 +71,7 @@ impl Agent {
             .stderr(said)
             .spawn()
             .unwrap();
-        let client = Client::builder()
+        let client = https::builder()
             .no_proxy()
             .timeout(PATIENCE)
             .build()

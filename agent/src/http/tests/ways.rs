@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use reqwest::Certificate;
+
 use super::*;
 use crate::http::pinned;
 
@@ -31,7 +33,7 @@ async fn a_client_believes_the_fingerprint_and_nothing_else() {
     assert!(url.starts_with("https://"));
     let knows = |fingerprint: &str| {
         let config = pinned(fingerprint).unwrap();
-        Client::builder().tls_backend_preconfigured(config)
+        https::builder().tls_backend_preconfigured(config)
     };
     assert_eq!(ask(knows(tls.fingerprint()), &url).await.unwrap(), "ok");
     // As people write them, too.
@@ -43,12 +45,29 @@ async fn a_client_believes_the_fingerprint_and_nothing_else() {
         format!("{error:?}").contains(tls.fingerprint()),
         "{error:?}"
     );
-    ask(Client::builder(), &url).await.unwrap_err();
+    let error = ask(https::builder(), &url).await.unwrap_err();
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
     let plain = url.replace("https", "http");
-    ask(Client::builder(), &plain).await.unwrap_err();
+    ask(https::builder(), &plain).await.unwrap_err();
     for wrong in ["", "ab", &"g".repeat(64)] {
         assert!(pinned(wrong).is_err(), "{wrong}");
     }
+    server.close(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_client_of_ours_believes_the_roots_of_trust() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let root = made.cert.pem();
+    std::fs::write(path("cert"), &root).unwrap();
+    std::fs::write(path("key"), made.signing_key.serialize_pem()).unwrap();
+    let tls = Tls::from_files(&path("cert"), &path("key")).unwrap();
+    let server = Server::serve(anywhere(), Some(tls), hello(), "tls").unwrap();
+    let root = Certificate::from_pem(root.as_bytes()).unwrap();
+    let client = https::builder().tls_certs_only([root]);
+    assert_eq!(ask(client, &server.url()).await.unwrap(), "ok");
     server.close(PATIENCE).await;
 }
 
@@ -69,7 +88,7 @@ async fn certificates_come_from_files_and_faults_name_them() {
     let tls = Tls::from_files(&path("cert"), &path("key")).unwrap();
     let server = Server::serve(anywhere(), Some(tls.clone()), hello(), "tls").unwrap();
     let config = pinned(tls.fingerprint()).unwrap();
-    let client = Client::builder().tls_backend_preconfigured(config);
+    let client = https::builder().tls_backend_preconfigured(config);
     assert_eq!(ask(client, &server.url()).await.unwrap(), "ok");
     for (certificate, key, part) in [
         ("none", "key", "none"),
@@ -92,7 +111,7 @@ async fn a_socket_is_for_its_user_and_an_old_one_is_taken() {
     let server = Server::serve(listen.clone(), None, hello(), "unix").unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let client = || Client::builder().unix_socket(path.clone());
+    let client = || https::builder().unix_socket(path.clone());
     assert_eq!(ask(client(), "http://localhost").await.unwrap(), "ok");
     // One that somebody listens at is left alone.
     assert!(Server::serve(listen, None, hello(), "unix").is_err());
