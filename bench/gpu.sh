@@ -4,13 +4,21 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dist=$root/dist/gpu
+dist=${DIST:-$root/dist/gpu}
 out=${OUT:-$root/bench/out}
 stages=(conformance kernels parity ceilings products peer ours train profile)
 run_s_max=60
 figures_s_max=150
 train_s_max=170
 trainer_device=${TRAINER_DEVICE:-cuda}
+tests_device=cuda
+# Which tests each stage runs, by a part of their paths.
+rooms=cuda
+recorded=_cuda::
+steps_against_cpu=engine::tests::device
+contract=on_cuda
+peer_compile=${PEER_COMPILE:-true}
+read -r -a train_flags <<<"${TRAIN_FLAGS:-}"
 steps=${STEPS:-50}
 python=${PEER_PYTHON:-python3}
 # Shapes of peer, ours and profile: nanoGPT's character model, and GPT-2 124M in batches of three
@@ -29,6 +37,10 @@ usage() {
     cat <<TEXT
 usage: bench/gpu.sh build           needs nvcc, no GPU: puts the programs into dist/gpu
        bench/gpu.sh run [STAGE...]  on the GPU machine; all stages if none is named
+       bench/gpu.sh rehearse PROGRAM [STAGE...]
+                                    anywhere: the same commands on tiny shapes, PROGRAM being a
+                                    trainer; the tests on the emulator, if DIST has them
+       bench/gpu.sh link-tests      for rehearse: builds the tests and links them into DIST
 stages:
   conformance   what the wrappers of device.cuh do, against the recorded outputs
   kernels       every room's tests on the GPU; again under compute-sanitizer, if there is one
@@ -41,12 +53,15 @@ stages:
   train         shakespeare_char to its end: time and validation loss
   profile       where the time of an iteration goes, room by room; ncu, if there is one
 environment:
+  DIST                the folder of the programs (default: dist/gpu)
   PEER_PYTHON         the python that has torch (default: python3)
+  PEER_COMPILE        for peer: false leaves torch.compile out (default: true)
   ANNEAL_CUBLASLT     libcublasLt.so or its folder (default: PEER_PYTHON's, else what is found)
   TRAINER_DEVICE      for ceilings to profile: the key device (default: cuda)
   SHAPES              for peer and ours (default: char gpt2-16 gpt2-32 gpt2-64)
   STEPS               for peer and ours: timed iterations (default: 50)
   TRAIN_ITERS         for train: iterations (default: the config's 5000)
+  TRAIN_FLAGS         for train: more of the trainer's flags
   ANNEAL_CUDA_ARCHS   for build: the targets, such as 90 (default: all)
   OUT                 for run: the folder for logs and results (default: bench/out)
 TEXT
@@ -64,15 +79,10 @@ build() {
     mkdir -p "$dist"
     cargo build --release -p trainer --features cuda
     strip -o "$dist/trainer" "${CARGO_TARGET_DIR:-target}/release/trainer"
-    local package tests
+    local package
     for package in kernels trainer; do
-        tests=$(cargo test --release -p "$package" --features cuda --lib --no-run \
-            --message-format=json-render-diagnostics | python3 -c '
-import json, sys
-for message in map(json.loads, sys.stdin):
-    if message.get("executable"):
-        print(message["executable"])')
-        strip -o "$dist/$package-tests" "$tests"
+        strip -o "$dist/$package-tests" \
+            "$(tests_of "$package" --release -p "$package" --features cuda)"
     done
     rm -rf "$dist/golden"
     cp -r ../shared/golden "$dist/golden"
@@ -81,6 +91,27 @@ for message in map(json.loads, sys.stdin):
         echo "bench/gpu.sh: without it the stage train is skipped (see ANNEAL_DATA)" >&2
     describe_tree >"$dist/commit"
     du -sh "$dist"/*
+}
+
+# Builds with cargo's flags; prints where a package's tests are.
+tests_of() {
+    local package=$1
+    shift
+    cargo test "$@" --lib --no-run --message-format=json-render-diagnostics | python3 -c '
+import json, sys
+for message in map(json.loads, sys.stdin):
+    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
+        print(message["executable"])' "$package"
+}
+
+# For `rehearse`: links to the tests as they are built for a machine without a GPU.
+link_tests() {
+    cd "$root"
+    mkdir -p "$dist"
+    local package
+    for package in kernels trainer; do
+        ln -sf "$(tests_of "$package" --release --workspace)" "$dist/$package-tests"
+    done
 }
 
 describe_tree() {
@@ -111,7 +142,7 @@ tests() {
     shift 3
     local log=$out/$name.log status=0 start=$EPOCHREALTIME
     echo "== $stage: $what"
-    ANNEAL_TEST_DEVICE=cuda ANNEAL_CONFORMANCE_OUT=$out/$name ANNEAL_GOLDEN=$dist/golden \
+    ANNEAL_TEST_DEVICE=$tests_device ANNEAL_CONFORMANCE_OUT=$out/$name ANNEAL_GOLDEN=$dist/golden \
         timeout --kill-after=10 "$run_s_max" "$@" --test-threads=1 >"$log" 2>&1 || status=$?
     local seconds passed broken verdict=ok
     seconds=$(seconds_since "$start")
@@ -147,7 +178,7 @@ stage_kernels() {
         conformance::tests::device_is_the_one || return 0
     # What stands for cuBLASLt on the emulator is not carried along.
     local ours=(--skip cublaslt::tests --skip on_the_emulator)
-    tests kernels "tests" kernels "$dist/kernels-tests" cuda "${ours[@]}" || true
+    tests kernels "tests" kernels "$dist/kernels-tests" "$rooms" "${ours[@]}" || true
     local sanitizer tool
     if ! sanitizer=$(find_tool compute-sanitizer); then
         row kernels compute-sanitizer - - - "skipped: not found"
@@ -155,15 +186,15 @@ stage_kernels() {
     fi
     for tool in memcheck racecheck; do
         tests kernels "$tool" "kernels-$tool" "$sanitizer" --tool "$tool" --error-exitcode 99 \
-            "$dist/kernels-tests" cuda "${ours[@]}" --skip cuda_tests::products || true
+            "$dist/kernels-tests" "$rooms" "${ours[@]}" --skip cuda_tests::products || true
     done
 }
 
 stage_parity() {
     local tests=$dist/trainer-tests
-    tests parity "recorded runs" parity-golden "$tests" _cuda:: || true
-    tests parity "CPU's engine" parity-device "$tests" engine::tests::device || true
-    tests parity "contract" parity-contract "$tests" on_cuda || true
+    tests parity "recorded runs" parity-golden "$tests" "$recorded" || true
+    tests parity "CPU's engine" parity-device "$tests" "$steps_against_cpu" || true
+    tests parity "contract" parity-contract "$tests" "$contract" || true
 }
 
 # Runs a program that prints a JSON object on its last line: stage, what, name of log and result,
@@ -207,17 +238,22 @@ stage_products() {
         words+=(--device="$trainer_device" --gradient_accumulation_steps=1)
         figures products "$name, timed" "products-$name" iteration "$dist/trainer" bench \
             --steps=1 --warmup_steps=0 --verbose=true "${words[@]}" || continue
+        # A CPU has nothing to say of them.
         grep -E '^(products|tf32|  (forward|backward))' "$out/products-$name.log" |
-            tee "$out/products-$name.txt"
+            tee "$out/products-$name.txt" || true
         figures products "$name, own" "own-$name" iteration "$dist/trainer" bench \
             --steps="$steps" --cublaslt=off "${words[@]}" || true
     done
 }
 
 stage_peer() {
-    if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null &&
-        [[ $trainer_device == cuda ]]; then
-        row peer torch - - - "skipped: $python has no torch with a GPU"
+    if ! "$python" -c 'import torch' 2>/dev/null; then
+        row peer torch - - - "skipped: $python has no torch"
+        return
+    fi
+    if [[ $trainer_device == cuda ]] &&
+        ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+        row peer torch - - - "skipped: $python's torch has no GPU"
         return
     fi
     local name words device=$trainer_device
@@ -225,7 +261,7 @@ stage_peer() {
     for name in "${shape_names[@]}"; do
         read -r -d '' -a words <<<"${shapes[$name]}" || true
         figures peer "$name" "peer-$name" iteration "$python" "$root/bench/peer_torch.py" \
-            --device="$device" --compile --steps="$steps" "${words[@]}" || true
+            --device="$device" --compile="$peer_compile" --steps="$steps" "${words[@]}" || true
     done
 }
 
@@ -252,7 +288,7 @@ stage_train() {
     rm -rf "$run"
     timeout --kill-after=10 "$train_s_max" "$dist/trainer" --config shakespeare_char \
         --device="$trainer_device" --data_dir="$data" --out_dir="$run" --progress=lines \
-        ${TRAIN_ITERS:+--max_iters="$TRAIN_ITERS"} \
+        ${TRAIN_ITERS:+--max_iters="$TRAIN_ITERS"} "${train_flags[@]}" \
         >"$log" 2>&1 || status=$?
     [[ $status -eq 0 ]] || verdict="FAILED ($status)"
     local text
@@ -315,15 +351,78 @@ find_tool() {
     return 1
 }
 
+# Everything that `run` does, where there is no GPU: small enough for a CPU, the tests on the
+# emulator. What it prints are no results.
+rehearse() {
+    local program home
+    program=$(realpath -e "$1") || fail "$1: expected a trainer"
+    shift
+    home=${OUT:-$root/target/rehearsal}
+    out=$home/out
+    rm -rf "$home"
+    mkdir -p "$home/dist"
+    ln -s "$program" "$home/dist/trainer"
+    local tests found=()
+    for tests in kernels-tests trainer-tests; do
+        [[ -x $dist/$tests ]] || continue
+        ln -s "$(realpath "$dist/$tests")" "$home/dist/$tests"
+        found+=("$tests")
+    done
+    dist=$home/dist
+    describe_tree >"$dist/commit"
+    ln -s "$(realpath "${ANNEAL_GOLDEN:-$root/../shared/golden}")" "$dist/golden"
+    "$program" prepare quickstart --out="$dist/shakespeare_char" >"$home/prepare.log"
+
+    trainer_device=${TRAINER_DEVICE:-cpu}
+    tests_device=emulator
+    rooms=gelu::cuda_tests
+    recorded=nobias_cuda::logits
+    steps_against_cpu=device::a_snapshot_that_cannot_be_pinned
+    contract=on_cuda::accumulated_gradients
+    peer_compile=${PEER_COMPILE:-false}
+    steps=${STEPS:-2}
+    export TRAIN_ITERS=${TRAIN_ITERS:-6}
+    local model="--n_layer=1 --n_head=2 --n_embd=32 --block_size=16"
+    read -r -a train_flags <<<"$model --batch_size=2 --eval_interval=3 --eval_iters=3
+        --log_interval=1 ${TRAIN_FLAGS:-}"
+    shapes[char]="$model --vocab_size=65 --batch_size=2 --dropout=0.2"
+    local size
+    for size in 16 32 64; do
+        shapes[gpt2-$size]="$model --vocab_size=128 --batch_size=$((size / 16)) --dropout=0.0"
+    done
+
+    [[ $# -gt 0 ]] || set -- "${stages[@]}"
+    local stage wanted=()
+    for stage in "$@"; do
+        case $stage in
+            conformance | kernels) tests=kernels-tests ;;
+            parity) tests=trainer-tests ;;
+            *) tests="" ;;
+        esac
+        if [[ -n $tests && " ${found[*]} " != *" $tests "* ]]; then
+            row "$stage" - - - - "skipped: DIST has no $tests"
+        else
+            wanted+=("$stage")
+        fi
+    done
+    perform "${wanted[@]}"
+}
+
 run() {
+    local program
+    for program in trainer kernels-tests trainer-tests; do
+        [[ -x $dist/$program ]] || fail "$dist/$program is missing: run bench/gpu.sh build"
+    done
+    [[ $# -gt 0 ]] || set -- "${stages[@]}"
+    perform "$@"
+}
+
+# Stage after stage, and what came of them.
+perform() {
     local stage
     for stage in "$@"; do
         [[ " ${stages[*]} " == *" $stage "* ]] ||
             fail "no stage \`$stage\`, expected some of: ${stages[*]}"
-    done
-    local program
-    for program in trainer kernels-tests trainer-tests; do
-        [[ -x $dist/$program ]] || fail "$dist/$program is missing: run bench/gpu.sh build"
     done
     mkdir -p "$out"
     export ANNEAL_CACHE=$out/cache
@@ -333,7 +432,6 @@ run() {
     commit=$(<"$dist/commit")
     device=$(nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader \
         2>/dev/null | head -n 1) || device="no GPU that nvidia-smi knows"
-    [[ $# -gt 0 ]] || set -- "${stages[@]}"
     for stage in "$@"; do
         "stage_$stage"
     done
@@ -348,8 +446,13 @@ run() {
 case ${1:-} in
     build) [[ $# -eq 1 ]] || fail "build takes no arguments"
         build ;;
+    link-tests) [[ $# -eq 1 && -n ${DIST:-} ]] || fail "link-tests: expected DIST alone"
+        link_tests ;;
     run) shift
         run "$@" ;;
+    rehearse) [[ $# -ge 2 ]] || fail "rehearse: expected a trainer"
+        shift
+        rehearse "$@" ;;
     -h | --help) usage ;;
     *) usage >&2
         exit 2 ;;
