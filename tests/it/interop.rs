@@ -234,6 +234,13 @@ fn what_a_run_measured_is_drawn_and_written_for_others() {
     );
     let svg = fs::read_to_string(scene.path().join("losses.svg")).unwrap();
     assert!(svg.contains("<polyline") && svg.contains("out: training"));
+    let words = ["plot", "out", "out", "--out=losses.png", "--log"];
+    scene.trainer(&words).expect_code(0);
+    let png = fs::read(scene.path().join("losses.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG\r\n\x1a\n") && png.len() > 10_000);
+    let other = scene.trainer(&["plot", "out", "--out=losses.pdf"]);
+    let other = other.expect_code(64).stderr;
+    assert!(other.contains("ends in .svg or .png"), "{other}");
     scene
         .trainer(&["export", "out", "losses.csv", "--format=csv"])
         .expect_code(0);

@@ -49,7 +49,7 @@ enum Command {
     /// Make a checkpoint of nanoGPT's (ckpt.pt) or a GPT-2 of Hugging Face one of ours.
     #[command(args_override_self = true)]
     Import(import::Arguments),
-    /// Draw the losses of runs over their steps, as SVG.
+    /// Draw the losses of runs over their steps, as SVG or PNG.
     #[command(args_override_self = true)]
     Plot(plot::Arguments),
     /// Write a checkpoint as Hugging Face's transformers loads it, or what a run has measured for
