@@ -166,6 +166,100 @@ fn shards_of_llmc_are_trained_on_as_they_are() {
     assert!(run.stderr.contains(expected), "{}", run.stderr);
 }
 
+/// A file of llm.c's of 500 tokens.
+fn llmc_shard(first: u16) -> Vec<u8> {
+    let mut header = [0i32; 256];
+    header[..3].copy_from_slice(&[20_240_520, 1, 500]);
+    let header = header.iter().flat_map(|number| number.to_le_bytes());
+    let ids = (first..first + 500).flat_map(|id: u16| id.to_le_bytes());
+    header.chain(ids).collect()
+}
+
+/// A scene with three of them in `shards`, one for validation, and one beside.
+fn llmc_scene() -> Scene {
+    let scene = Scene::new();
+    let shards = scene.path().join("shards");
+    fs::create_dir_all(&shards).unwrap();
+    for (name, first) in [("a_1.bin", 0), ("a_2.bin", 500), ("a_val.bin", 1000)] {
+        fs::write(shards.join(name), llmc_shard(first)).unwrap();
+    }
+    fs::write(scene.path().join("x.bin"), llmc_shard(0)).unwrap();
+    scene
+}
+
+#[test]
+fn token_files_of_llmc_are_a_dataset_by_their_path() {
+    let scene = llmc_scene();
+    // Of another program's data: not the tokenizer of a file beside it.
+    fs::write(scene.path().join("vocab.json"), r#"{"chars":["a"]}"#).unwrap();
+    let run = |words: &[&str]| scene.trainer(&[TINY, &["--max_iters=2"], words].concat());
+    for (dataset, out, tokens) in [
+        ("x.bin", "one", "450 training tokens, 50 validation tokens"),
+        (
+            "shards/a_*.bin",
+            "glob",
+            "1,000 training tokens, 500 validation tokens",
+        ),
+        (
+            "./shards",
+            "folder",
+            "1,000 training tokens, 500 validation tokens",
+        ),
+        (
+            "shards/a_[12].bin",
+            "two",
+            "900 training tokens, 100 validation tokens",
+        ),
+    ] {
+        let words = [format!("--dataset={dataset}"), format!("--out_dir={out}")];
+        let run = run(&[&words[0], &words[1]]).expect_code(0);
+        assert!(run.stdout.contains(tokens), "{dataset}: {}", run.stdout);
+    }
+    // The tokens count, not their place.
+    fs::create_dir(scene.path().join("else")).unwrap();
+    fs::rename(scene.path().join("x.bin"), scene.path().join("else/x.bin")).unwrap();
+    let words = [
+        "--resume",
+        "--out_dir=one",
+        "--dataset=else/x.bin",
+        "--max_iters=3",
+    ];
+    run(&words).expect_code(0);
+    let words = ["--resume", "--out_dir=one", "--dataset=shards/a_2.bin"];
+    assert!(run(&words).expect_code(64).stderr.contains("dataset"));
+    let checked = scene.trainer(&["doctor", "--dataset=else/x.bin"]);
+    assert!(
+        checked.stdout.contains("else/x.bin: 450 tokens"),
+        "{}",
+        checked.stdout
+    );
+}
+
+#[test]
+fn paths_of_what_are_no_token_files_are_refused() {
+    let scene = llmc_scene();
+    fs::write(scene.path().join("z.bin"), [7; 2000]).unwrap();
+    for (dataset, expected) in [
+        (
+            "z.bin",
+            "z.bin: expected a token file of llm.c's for GPT-2 (magic 20240520",
+        ),
+        (
+            "absent.bin",
+            "absent.bin: expected a dataset, or token files of llm.c's",
+        ),
+        (
+            "none*.bin",
+            "none*.bin: expected token files that end in .bin",
+        ),
+        ("shards/a_val.bin", "expected tokens to train on"),
+    ] {
+        let words = [&format!("--dataset={dataset}"), "--out_dir=refused"];
+        let refused = scene.trainer(&[TINY, &words].concat()).expect_code(65);
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+    }
+}
+
 #[test]
 fn documents_that_cannot_be_read_leave_nothing_behind() {
     let scene = Scene::new();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Words, configure, model_of, print};
 use crate::config::Config;
-use crate::data::{Dataset, corpus, locate};
+use crate::data::{corpus, locate};
 use crate::engine::{Needs, Place, Recompute, Shape, fitted};
 use crate::error::{Error, Result};
 use crate::estimate::{self, Filter, Wanted};
@@ -142,7 +142,7 @@ fn with_vocabulary(config: Config) -> Config {
     if config.vocab_size > 0 {
         return config;
     }
-    let prepared = locate::find_prepared(&config).and_then(|dir| Dataset::open(&dir).ok());
+    let prepared = locate::find(&config).and_then(Result::ok);
     let vocab_size = match prepared {
         // GPT-2's is padded, as `model_of` has it.
         Some(dataset) if dataset.info.tokenizer == "gpt2" => 0,

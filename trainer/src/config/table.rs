@@ -87,7 +87,8 @@ keys! {
         wandb_run_name: String = "gpt2".into(),
             "no effect, see wandb_log";
         dataset: String = "openwebtext".into(),
-            "name of the dataset: its folder in data_dir";
+            "name of the dataset: its folder in data_dir; or the path of token files of llm.c's, a \
+             file, folder or glob";
         gradient_accumulation_steps: u64 = 5 * 8,
             "batches whose gradients make up one step";
         batch_size: usize = 12,

@@ -2,7 +2,8 @@
 //! tokenizer is built in, `vocab.json` or `tokenizer.json`.
 //!
 //! Preparation writes one, the loader draws from it, and a resumed run compares its fingerprint
-//! with the one it began with. A folder that nanoGPT prepared is read as it is.
+//! with the one it began with. A folder that nanoGPT prepared is read as it is, and so are token
+//! files of llm.c's.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::parts::{self, Parts};
 use super::token_file::TokenFile;
 use crate::error::{Error, Result};
 use crate::tokenizer::{META, Tokenizer};
@@ -25,6 +27,10 @@ pub const TOKENIZER: &str = protocol::RunDir::TOKENIZER;
 
 const FORMAT_VERSION: u32 = 1;
 const GPT2_VOCAB_SIZE: usize = 50_257;
+/// Held back from training for validation where no file is: a tenth, but no more than 4 Mi tokens,
+/// which are more than evaluations look at.
+const HELD_BACK: u64 = 10;
+const HELD_BACK_MAX: u64 = 1 << 22;
 /// Tokens at either end of `train.bin` that the fingerprint covers.
 const FINGERPRINT_TOKENS: usize = 1 << 15;
 
@@ -80,10 +86,44 @@ impl Dataset {
             Some(bytes) => parse_info(&dir.join(INFO), bytes)?,
             None => infer_info(dir)?,
         };
-        let train = TokenFile::open_all(&token_files(dir, TRAIN)?, info.vocab_size)?;
-        let val = TokenFile::open_all(&token_files(dir, VAL)?, info.vocab_size)?;
+        Self::of_parts(dir, info, described.is_some(), &parts::of_folder(dir)?)
+    }
+
+    /// Opens token files of llm.c's, which are GPT-2's, as they lie; `what` is how they were named.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_files(what: &str, name: &str, parts: &Parts) -> Result<Self> {
+        let dir = parts.train[0].parent();
+        let dir = dir.filter(|dir| !dir.as_os_str().is_empty());
+        let info = DatasetInfo {
+            name: name.to_owned(),
+            source: what.to_owned(),
+            ..undescribed("gpt2", GPT2_VOCAB_SIZE)
+        };
+        Self::of_parts(dir.unwrap_or(Path::new(".")), info, false, parts)
+    }
+
+    /// `is_described`: the counts in `info` are to hold; else they are filled in.
+    fn of_parts(dir: &Path, info: DatasetInfo, is_described: bool, parts: &Parts) -> Result<Self> {
+        let open = |paths: &[PathBuf]| -> Result<TokenFile> {
+            if parts.needs_header {
+                paths
+                    .iter()
+                    .try_for_each(|path| TokenFile::expect_llmc(path))?;
+            }
+            let file = TokenFile::open_all(paths, info.vocab_size)?;
+            file.check_ids()?;
+            Ok(file)
+        };
+        let train = open(&parts.train)?;
+        let (train, val) = if parts.val.is_empty() {
+            hold_back(train)?
+        } else {
+            (train, open(&parts.val)?)
+        };
         let (train_tokens, val_tokens) = (train.len() as u64, val.len() as u64);
-        let info = if described.is_some() {
+        let info = if is_described {
             for (file, expected, got) in [
                 (&train, info.train_tokens, train_tokens),
                 (&val, info.val_tokens, val_tokens),
@@ -104,8 +144,6 @@ impl Dataset {
                 ..info
             }
         };
-        train.check_ids()?;
-        val.check_ids()?;
         let fingerprint = fingerprint(dir, &info, &train)?;
         Ok(Self {
             info,
@@ -122,52 +160,6 @@ impl Dataset {
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
-}
-
-/// Whether `dir` holds a dataset, as far as names tell.
-pub fn is_in(dir: &Path) -> bool {
-    dir.join(TRAIN).exists() || shards(dir, TRAIN).is_ok_and(|shards| !shards.is_empty())
-}
-
-/// The file of this name, or the shards that stand for it, as llm.c names them.
-fn token_files(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let whole = dir.join(name);
-    if whole.exists() {
-        return Ok(vec![whole]);
-    }
-    let shards = shards(dir, name)?;
-    // Where there are none either, it is the file that is missed.
-    Ok(if shards.is_empty() {
-        vec![whole]
-    } else {
-        shards
-    })
-}
-
-/// llm.c's shards of a part: `fineweb_train_000001.bin`, or `tiny_shakespeare_train.bin`; sorted.
-fn shards(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let part = name.trim_end_matches(".bin");
-    let mut shards = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::read(dir))? {
-        let path = entry.map_err(Error::read(dir))?.path();
-        let Some(stem) = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_suffix(".bin"))
-        else {
-            continue;
-        };
-        let number = stem.rsplit_once('_').map(|(_, number)| number);
-        let is_number = number.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()));
-        let rest = match number {
-            Some(number) if is_number => &stem[..stem.len() - number.len() - 1],
-            _ => stem,
-        };
-        if rest.ends_with(&format!("_{part}")) {
-            shards.push(path);
-        }
-    }
-    shards.sort();
-    Ok(shards)
 }
 
 /// Writes `dataset.json` into `dir` and flushes it to the disk.
@@ -237,16 +229,39 @@ fn infer_info(dir: &Path) -> Result<DatasetInfo> {
     let whole = fs::canonicalize(dir).map_err(Error::read(dir))?;
     let name = whole.file_name().unwrap_or(whole.as_os_str());
     Ok(DatasetInfo {
-        format_version: FORMAT_VERSION,
         name: name.to_string_lossy().into_owned(),
+        source: dir.display().to_string(),
+        ..undescribed(tokenizer, vocab_size)
+    })
+}
+
+/// All that is known of token files without a description but their name and place.
+fn undescribed(tokenizer: &str, vocab_size: usize) -> DatasetInfo {
+    DatasetInfo {
+        format_version: FORMAT_VERSION,
+        name: String::new(),
         tokenizer: tokenizer.to_owned(),
         vocab_size,
         train_tokens: 0,
         val_tokens: 0,
-        source: dir.display().to_string(),
+        source: String::new(),
         source_sha256: String::new(),
         entropy_per_token: None,
-    })
+    }
+}
+
+/// Gives up the end of the tokens for validation.
+fn hold_back(tokens: TokenFile) -> Result<(TokenFile, TokenFile)> {
+    let count = tokens.len() as u64;
+    let held = (count / HELD_BACK).min(HELD_BACK_MAX);
+    if held == 0 {
+        return Err(Error::Data(format!(
+            "{}: expected at least {HELD_BACK} tokens, of which a part is for validation, got \
+             {count}\nhint: use more tokens, or files with \"val\" in their names",
+            tokens.path().display()
+        )));
+    }
+    Ok(tokens.split((count - held) as usize))
 }
 
 fn char_vocab_size(path: &Path, bytes: &[u8]) -> Result<usize> {
@@ -291,7 +306,12 @@ fn fingerprint(dir: &Path, info: &DatasetInfo, train: &TokenFile) -> Result<Stri
     }
     part(info.source_sha256.as_bytes());
     for name in [VOCAB, TOKENIZER] {
-        part(&read_if_present(&dir.join(name))?.unwrap_or_default());
+        // GPT-2's is built in; what lies beside token files belongs to something else.
+        let bytes = match info.tokenizer.as_str() {
+            "gpt2" => None,
+            _ => read_if_present(&dir.join(name))?,
+        };
+        part(&bytes.unwrap_or_default());
     }
     // Only where it is what counts: folders without one keep the fingerprint that they had.
     if info.tokenizer == "char" && !dir.join(VOCAB).exists() {

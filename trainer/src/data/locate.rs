@@ -8,8 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::corpus;
-use super::dataset::{self, Dataset, DatasetInfo, TRAIN};
+use super::dataset::{Dataset, DatasetInfo, TRAIN};
 use super::fetch::{self, Access, Wanted};
+use super::parts;
 use super::prepare::{
     Collection, IfPresent, OnProgress, Packing, Place, Preparation, Progress, SourceFile, Stage,
     Text, TokenizerChoice, prepare, prepare_documents,
@@ -186,10 +187,10 @@ pub fn locate(config: &Config, progress: OnProgress<'_>) -> Result<Dataset> {
 }
 
 fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Dataset> {
-    let prepared = places.prepared(name);
-    if let Some(dir) = prepared.iter().find(|dir| dataset::is_in(dir)) {
-        return Dataset::open(dir);
+    if let Some(dataset) = present(places, name) {
+        return dataset;
     }
+    let prepared = places.prepared(name);
     match known(name) {
         Some(known) => {
             let cache = places.writable_cache()?;
@@ -211,6 +212,11 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
                 "\n"
             )
         ))),
+        None if parts::is_path(name) => Err(Error::Data(format!(
+            "{name}: expected a dataset, or token files of llm.c's, got nothing there\n\
+             hint: paths begin at the folder that the program was started in; datasets with a name \
+             lie in --data_dir"
+        ))),
         None => Err(Error::Data(format!(
             "no dataset {name:?}; looked for {TRAIN} in:\n{}\n\
              hint: the program can make {}\n\
@@ -224,11 +230,30 @@ fn locate_in(places: &Places, name: &str, progress: OnProgress<'_>) -> Result<Da
     }
 }
 
-/// Where the dataset that the config names lies prepared, without making it.
-pub fn find_prepared(config: &Config) -> Option<PathBuf> {
+/// The dataset of this name, if it is there: prepared in a place for datasets, or at a path.
+fn present(places: &Places, name: &str) -> Option<Result<Dataset>> {
+    let prepared = places.prepared(name);
+    if let Some(dir) = prepared.iter().find(|dir| parts::is_in(dir)) {
+        return Some(Dataset::open(dir));
+    }
+    if !parts::is_path(name) {
+        return None;
+    }
+    let folder = Path::new(name);
+    if folder.is_dir() && parts::has_token_files(folder) {
+        return Some(Dataset::open(folder));
+    }
+    match parts::of_path(name) {
+        Ok(None) => None,
+        Ok(Some(parts)) => Some(Dataset::open_files(name, sources::stem(name), &parts)),
+        Err(error) => Some(Err(error)),
+    }
+}
+
+/// The dataset that the config names, where it is there already.
+pub fn find(config: &Config) -> Option<Result<Dataset>> {
     let places = Places::new(&config.data_dir, &config.data_url);
-    let mut prepared = places.prepared(&config.dataset).into_iter();
-    prepared.find(|dir| dataset::is_in(dir))
+    present(&places, &config.dataset)
 }
 
 /// Whether the program makes a dataset of this name by itself, and whether that takes a download.

@@ -2,6 +2,7 @@
 
 pub mod token_file;
 pub mod corpus;
+mod parts;
 pub mod dataset;
 pub mod loader;
 pub mod fetch;

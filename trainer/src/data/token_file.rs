@@ -10,6 +10,7 @@ mod shard;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shard::Shard;
 pub use writer::TokenWriter;
@@ -19,13 +20,15 @@ use crate::error::Result;
 /// Largest vocabulary whose ids fit into 16 bits.
 pub const VOCAB_SIZE_U16_MAX: usize = 1 << 16;
 
-/// The tokens of one file, or of several that follow each other, mapped into memory: pages are
-/// read when they are used.
+/// The tokens of one file, or of several that follow each other, or of a part of them, mapped into
+/// memory: pages are read when they are used.
 #[derive(Debug)]
 pub struct TokenFile {
-    shards: Vec<Shard>,
+    shards: Vec<Arc<Shard>>,
     /// The first token of each shard.
     starts: Vec<usize>,
+    /// Tokens of the first shard that belong to another part.
+    skipped: usize,
     /// Tokens.
     len: usize,
 }
@@ -57,13 +60,48 @@ impl TokenFile {
             let shard = Shard::open(path, vocab_size)?;
             starts.push(len);
             len += shard.len();
-            shards.push(shard);
+            shards.push(Arc::new(shard));
         }
         Ok(Self {
             shards,
             starts,
+            skipped: 0,
             len,
         })
+    }
+
+    /// Makes sure that the file at `path` is one of llm.c's, where only its path says that it is of
+    /// tokens.
+    ///
+    /// # Errors
+    /// [`crate::Error::Data`] if its header is another's.
+    pub fn expect_llmc(path: &Path) -> Result<()> {
+        shard::expect_llmc(path)
+    }
+
+    /// The first `at` tokens, and the others.
+    ///
+    /// # Panics
+    /// When one of them would be empty, or this is a part already.
+    pub fn split(self, at: usize) -> (Self, Self) {
+        assert!(0 < at && at < self.len && self.skipped == 0, "two parts");
+        // The last shard that begins before the cut, and the last that begins at it or before.
+        let before = self.starts.partition_point(|start| *start < at);
+        let first = self.starts.partition_point(|start| *start <= at) - 1;
+        let second = Self {
+            shards: self.shards[first..].to_vec(),
+            starts: self.starts[first..]
+                .iter()
+                .map(|start| start - self.starts[first])
+                .collect(),
+            skipped: at - self.starts[first],
+            len: self.len - at,
+        };
+        let mut first = self;
+        first.shards.truncate(before);
+        first.starts.truncate(before);
+        first.len = at;
+        (first, second)
     }
 
     /// Number of tokens, at least 1.
@@ -92,6 +130,7 @@ impl TokenFile {
             self.path().display(),
             self.len
         );
+        let start = start + self.skipped;
         // The first shard starts at 0, so that one of them always qualifies.
         let mut index = self.starts.partition_point(|first| *first <= start) - 1;
         let mut within = start - self.starts[index];
@@ -112,7 +151,7 @@ impl TokenFile {
     /// # Errors
     /// [`crate::Error::Data`] naming the first id at or beyond the vocabulary and its position.
     pub fn check_ids(&self) -> Result<()> {
-        self.shards.iter().try_for_each(Shard::check_ids)
+        self.shards.iter().try_for_each(|shard| shard.check_ids())
     }
 }
 

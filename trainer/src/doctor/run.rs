@@ -4,7 +4,7 @@ use protocol::ExitCode;
 
 use super::{Check, failed};
 use crate::config::{Config, Resolved};
-use crate::data::{Dataset, locate};
+use crate::data::locate;
 use crate::engine::{Needs, Place};
 use crate::machine::{human_bytes, human_count};
 use crate::model::{Gelu, ModelConfig};
@@ -41,13 +41,13 @@ pub(super) fn checks(config: &Config, named: bool) -> Vec<Check> {
 /// What is there of the dataset, and its vocabulary.
 fn dataset(config: &Config, named: bool) -> (Check, Option<usize>) {
     let name = &config.dataset;
-    if let Some(dir) = locate::find_prepared(config) {
-        return match Dataset::open(&dir) {
+    if let Some(found) = locate::find(config) {
+        return match found {
             Ok(dataset) => {
                 let found = format!(
                     "{name}: {} tokens in {}",
                     human_count(dataset.info.train_tokens),
-                    dir.display()
+                    dataset.dir.display()
                 );
                 (Check::ok("dataset", found), Some(dataset.info.vocab_size))
             }

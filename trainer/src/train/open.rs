@@ -300,7 +300,12 @@ pub(crate) fn open_data(
     let bar = metrics.prepare_bar();
     let dataset = data::locate::locate(config, &|p| bar.update(p))?;
     drop(bar);
-    let tokenizer = match Tokenizer::load(&dataset.dir)? {
+    // What lies beside token files of GPT-2's is another's.
+    let own = match dataset.info.tokenizer.as_str() {
+        "gpt2" => None,
+        _ => Tokenizer::load(&dataset.dir)?,
+    };
+    let tokenizer = match own {
         Some(tokenizer) => tokenizer,
         None => Tokenizer::gpt2()?,
     };

@@ -93,7 +93,8 @@ fn help_lists_every_key_within_its_width() {
           --wandb_project                str    "owt"          no effect, see wandb_log
           --wandb_run_name               str    "gpt2"         no effect, see wandb_log
           --dataset                      str    "openwebtext"  name of the dataset: its folder in
-                                                               data_dir
+                                                               data_dir; or the path of token files
+                                                               of llm.c's, a file, folder or glob
           --gradient_accumulation_steps  int    40             batches whose gradients make up one
                                                                step
           --batch_size                   int    12             sequences in a batch

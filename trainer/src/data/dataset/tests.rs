@@ -227,13 +227,6 @@ fn the_fingerprint_follows_the_content() {
 
 #[test]
 fn a_folder_of_llmc_s_shards_opens_with_gpt2() {
-    let shard = |ids: &[u16]| -> Vec<u8> {
-        let mut header = [0i32; 256];
-        header[..3].copy_from_slice(&[20_240_520, 1, ids.len() as i32]);
-        let header = header.iter().flat_map(|number| number.to_le_bytes());
-        let body = ids.iter().flat_map(|id| id.to_le_bytes());
-        header.chain(body).collect()
-    };
     for (train, val) in [
         (
             &["fineweb_train_000001.bin", "fineweb_train_000002.bin"][..],
@@ -242,7 +235,7 @@ fn a_folder_of_llmc_s_shards_opens_with_gpt2() {
         (&["tiny_train.bin"], "tiny_val.bin"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        assert!(!is_in(folder.path()));
+        assert!(!parts::is_in(folder.path()));
         let mut expected = Vec::new();
         // Written backwards, for the names are to give the order.
         for (number, name) in train.iter().enumerate().rev() {
@@ -252,7 +245,7 @@ fn a_folder_of_llmc_s_shards_opens_with_gpt2() {
         }
         fs::write(folder.path().join(val), shard(&[50_256, 5])).unwrap();
         fs::write(folder.path().join("constrain.bin"), "not one").unwrap();
-        assert!(is_in(folder.path()));
+        assert!(parts::is_in(folder.path()));
         let dataset = Dataset::open(folder.path()).unwrap();
         let mut got = vec![0; dataset.train.len()];
         dataset.train.copy(0, &mut got);
@@ -262,4 +255,131 @@ fn a_folder_of_llmc_s_shards_opens_with_gpt2() {
             ("gpt2", 50_257)
         );
     }
+}
+
+/// A file of llm.c's.
+fn shard(ids: &[u16]) -> Vec<u8> {
+    let mut header = [0i32; 256];
+    header[..3].copy_from_slice(&[20_240_520, 1, ids.len() as i32]);
+    let header = header.iter().flat_map(|number| number.to_le_bytes());
+    let body = ids.iter().flat_map(|id| id.to_le_bytes());
+    header.chain(body).collect()
+}
+
+fn open_path(path: &Path) -> Result<Dataset> {
+    let what = path.to_str().unwrap();
+    Dataset::open_files(what, "mine", &parts::of_path(what)?.unwrap())
+}
+
+fn ids(file: &TokenFile) -> Vec<u32> {
+    let mut ids = vec![0; file.len()];
+    file.copy(0, &mut ids);
+    ids
+}
+
+#[test]
+fn without_a_file_for_validation_the_end_is_held_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, first) in [("a_1.bin", 0), ("a_2.bin", 15)] {
+        let ids: Vec<u16> = (first..first + 15).collect();
+        fs::write(folder.path().join(name), shard(&ids)).unwrap();
+    }
+    // What lies beside them belongs to something else.
+    fs::write(folder.path().join(VOCAB), r#"{"chars":["a","b"]}"#).unwrap();
+    let one = open_path(&folder.path().join("a_1.bin")).unwrap();
+    assert_eq!(
+        (ids(&one.train), ids(&one.val)),
+        ((0..14).collect(), vec![14])
+    );
+    let both = open_path(&folder.path().join("a_*.bin")).unwrap();
+    assert_eq!(ids(&both.train), (0..27).collect::<Vec<_>>());
+    assert_eq!(ids(&both.val), [27, 28, 29]);
+    let expected = DatasetInfo {
+        name: "mine".to_owned(),
+        tokenizer: "gpt2".to_owned(),
+        vocab_size: 50_257,
+        train_tokens: 27,
+        val_tokens: 3,
+        source: folder.path().join("a_*.bin").display().to_string(),
+        source_sha256: String::new(),
+        entropy_per_token: None,
+        ..info()
+    };
+    assert_eq!(both.info, expected);
+    assert_ne!(one.fingerprint(), both.fingerprint());
+
+    let none = folder.path().join("few.bin");
+    fs::write(&none, shard(&[1; 9])).unwrap();
+    let message = open_path(&none).unwrap_err().to_string();
+    assert!(
+        message.contains("few.bin: expected at least 10 tokens"),
+        "{message}"
+    );
+}
+
+#[test]
+fn no_more_is_held_back_than_evaluations_look_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.bin");
+    let count = 42_000_000;
+    let file = File::create(&path).unwrap();
+    // Zeros are tokens, too.
+    file.set_len(1024 + 2 * count).unwrap();
+    let header = &shard(&[0; 3])[..1024];
+    std::os::unix::fs::FileExt::write_all_at(&file, header, 0).unwrap();
+    let told = (count as u32).to_le_bytes();
+    std::os::unix::fs::FileExt::write_all_at(&file, &told, 8).unwrap();
+    let dataset = open_path(&path).unwrap();
+    assert_eq!(dataset.info.val_tokens, 4_194_304);
+    assert_eq!(dataset.info.train_tokens, count - 4_194_304);
+}
+
+#[test]
+fn what_is_no_token_file_of_llmc_s_is_refused_with_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.bin");
+    let good = shard(&[7; 40]);
+    let with = |at: usize, number: u32| {
+        let mut bytes = good.clone();
+        bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        bytes
+    };
+    for (bytes, expected) in [
+        (
+            vec![1; 90],
+            "(magic 20240520, header of 1024 bytes), got magic 16843009",
+        ),
+        (
+            with(0, 20_240_801),
+            "got tokens of LLaMA 3 (magic 20240801)",
+        ),
+        (vec![0; 5], "got 5 bytes"),
+        (
+            with(100, 1),
+            "got more than zeros in the rest of its header",
+        ),
+        (
+            with(4, 2),
+            "expected version 1 of llm.c's token files (magic 20240520), got version 2",
+        ),
+        (
+            good[..1100].to_vec(),
+            "expected 1104 bytes for 40 tokens, as its header says, got 1100",
+        ),
+        (
+            good[..500].to_vec(),
+            "expected 1104 bytes for 40 tokens, as its header says, got 500",
+        ),
+        (
+            with(1028, 50_257),
+            "x.bin: token 2 is id 50257, but the vocabulary has 50257 ids",
+        ),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let message = open_path(&path).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("hint: "), "{message}");
+    }
+    fs::write(&path, &good).unwrap();
+    assert_eq!(open_path(&path).unwrap().info.train_tokens, 36);
 }

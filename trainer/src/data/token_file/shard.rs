@@ -19,6 +19,8 @@ const HEADER_BYTES: usize = 24;
 
 /// llm.c's, from its `dev/data/data_common.py`.
 const LLMC_MAGIC: u32 = 20_240_520;
+/// Of its files for LLaMA 3, whose tokens take 32 bits.
+const LLMC_MAGIC_LLAMA3: u32 = 20_240_801;
 const LLMC_VERSION: u32 = 1;
 const LLMC_HEADER_BYTES: usize = 256 * 4;
 
@@ -333,6 +335,31 @@ fn u32_len(path: &Path, size_bytes: u64, head: &[u8], vocab_size: usize) -> Resu
 /// goes, which would be `!` a thousand times over.
 fn is_llmc(head: &[u8]) -> bool {
     head.len() >= 12 && u32_at(head, 0) == LLMC_MAGIC && head[12..].iter().all(|byte| *byte == 0)
+}
+
+/// As `TokenFile::expect_llmc`.
+pub(super) fn expect_llmc(path: &Path) -> Result<()> {
+    let mut head = Vec::with_capacity(LLMC_HEADER_BYTES);
+    let file = File::open(path).map_err(Error::read(path))?;
+    file.take(LLMC_HEADER_BYTES as u64)
+        .read_to_end(&mut head)
+        .map_err(Error::read(path))?;
+    let name = path.display();
+    let got = match head.len() {
+        0..12 => format!("{} bytes", head.len()),
+        _ if is_llmc(&head) => return Ok(()),
+        _ => match u32_at(&head, 0) {
+            LLMC_MAGIC => "more than zeros in the rest of its header".to_owned(),
+            LLMC_MAGIC_LLAMA3 => format!("tokens of LLaMA 3 (magic {LLMC_MAGIC_LLAMA3})"),
+            magic => format!("magic {magic}"),
+        },
+    };
+    Err(Error::Data(format!(
+        "{name}: expected a token file of llm.c's for GPT-2 (magic {LLMC_MAGIC}, header of \
+         {LLMC_HEADER_BYTES} bytes), got {got}\n\
+         hint: files without a header, as nanoGPT's, are read from a folder with train.bin and \
+         val.bin; a text becomes a dataset by `trainer prepare FILE`"
+    )))
 }
 
 /// Tokens of a file with llm.c's header.

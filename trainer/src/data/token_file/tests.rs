@@ -305,3 +305,29 @@ fn shards_follow_each_other() {
         }
     }
 }
+
+#[test]
+fn a_cut_anywhere_leaves_two_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a", "b", "c"].map(|name| folder.path().join(name));
+    llmc(&paths[0], [20_240_520, 1, 3], &[0, 1, 2]);
+    llmc(&paths[1], [20_240_520, 1, 2], &[3, 4]);
+    llmc(&paths[2], [20_240_520, 1, 3], &[5, 6, 7]);
+    for at in 1..8 {
+        let (first, second) = TokenFile::open_all(&paths, 50_257).unwrap().split(at);
+        assert_eq!((first.len(), second.len()), (at, 8 - at));
+        let holder = [0, 0, 0, 1, 1, 2, 2, 2][at];
+        assert_eq!(second.path(), paths[holder], "cut at {at}");
+        for (file, begin) in [(&first, 0), (&second, at)] {
+            for start in 0..=file.len() {
+                for end in start..=file.len() {
+                    let mut ids = vec![99; end - start];
+                    file.copy(start, &mut ids);
+                    let expected: Vec<u32> =
+                        ((begin + start) as u32..(begin + end) as u32).collect();
+                    assert_eq!(ids, expected, "cut at {at}");
+                }
+            }
+        }
+    }
+}
