@@ -8,6 +8,7 @@ mod signals;
 mod bad_input;
 mod sample;
 mod interop;
+mod board;
 mod bucket;
 mod prepare;
 mod proxy;

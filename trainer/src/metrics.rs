@@ -1,7 +1,9 @@
-//! What a run reports: `events.jsonl` for programs, and for a person either a progress bar or
-//! nanoGPT's two lines.
+//! What a run reports: `events.jsonl` for programs, for a person either a progress bar or nanoGPT's
+//! two lines, and where it is asked for, TensorBoard's event file.
 
+mod board;
 mod display;
+pub mod tensorboard;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -11,6 +13,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use protocol::{Event, Phase, Record, RunDir};
 
+use self::board::Board;
 use self::display::Display;
 use crate::engine::UpdateStats;
 use crate::error::{Error, Result};
@@ -21,6 +24,7 @@ pub use self::display::PrepareBar;
 /// Reports of one trainer process.
 pub struct Metrics {
     events: Option<EventLog>,
+    board: Option<Board>,
     display: Display,
     throughput: Throughput,
     started: Instant,
@@ -52,6 +56,7 @@ impl Metrics {
         let display = Display::new(progress);
         Ok(Self {
             events,
+            board: None,
             display,
             throughput: Throughput::default(),
             started,
@@ -137,22 +142,67 @@ impl Metrics {
         self.display.prepare_bar()
     }
 
+    /// Keeps an event file for TensorBoard from now on; the run begins or goes on at `step`.
+    pub fn open_board(&mut self, run: &RunDir, step: u64, config: &str) {
+        let now = seconds(Timestamp::now());
+        match Board::create(run, now, step, config) {
+            Ok(board) => self.board = Some(board),
+            Err(error) => self.lose_board(&error),
+        }
+    }
+
+    /// The run goes on from `step`, where it was before.
+    pub fn went_back(&mut self, step: u64) {
+        let Some(board) = &mut self.board else { return };
+        if let Err(error) = board.start(seconds(Timestamp::now()), step) {
+            self.lose_board(&error);
+        }
+    }
+
+    /// An event file is a picture of the run and no part of it: what fails is told once.
+    fn lose_board(&mut self, error: &Error) {
+        self.board = None;
+        self.warning(&format!(
+            "{error}; the run goes on without its event file for TensorBoard"
+        ));
+    }
+
     /// Appends an event. A log that cannot be written is reported once and then left alone: a full
     /// disk must not end a run whose checkpoints may still find room elsewhere or later.
     pub fn record(&mut self, event: Event) {
-        let Some(log) = &mut self.events else { return };
-        let time = Timestamp::now().to_string();
-        let elapsed_s = self.started.elapsed().as_secs_f64();
-        if let Err(error) = log.append(&Record {
-            time,
-            elapsed_s,
-            event,
-        }) && !std::mem::replace(&mut log.failed, true)
-        {
-            self.display
-                .line(&format!("warning: cannot write events.jsonl: {error}"));
+        let now = Timestamp::now();
+        let shown = self.board.as_mut();
+        let shown = shown.map(|board| board.record(seconds(now), &event));
+        if let Some(log) = &mut self.events {
+            let record = Record {
+                time: now.to_string(),
+                elapsed_s: self.started.elapsed().as_secs_f64(),
+                event,
+            };
+            if let Err(error) = log.append(&record)
+                && !std::mem::replace(&mut log.failed, true)
+            {
+                self.display
+                    .line(&format!("warning: cannot write events.jsonl: {error}"));
+            }
+        }
+        if let Some(Err(error)) = shown {
+            self.lose_board(&error);
         }
     }
+}
+
+/// Removes the event files of a run that is discarded.
+///
+/// # Errors
+/// [`Error::Write`] if one cannot be removed.
+pub fn discard_boards(run: &RunDir) -> Result<()> {
+    board::discard(run)
+}
+
+/// Since 1970.
+fn seconds(time: Timestamp) -> f64 {
+    time.as_millisecond() as f64 / 1e3
 }
 
 /// The file `events.jsonl`, open for appending.

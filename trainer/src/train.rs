@@ -349,6 +349,7 @@ impl Trainer<'_> {
              (rollback {rollbacks} of {})",
             self.state.step, self.config.rollback_max
         ));
+        self.metrics.went_back(self.state.step);
         Ok(())
     }
 }

@@ -179,6 +179,8 @@ keys! {
             "CPU threads; 0 means all cores";
         progress: String = "auto".into(),
             "show a bar, or nanoGPT's log lines; auto is a bar on a terminal";
+        tensorboard_log: bool = false,
+            "keep an event file for TensorBoard in out_dir/tensorboard while the run goes on";
         verbose: bool = false,
             "say more at the start, who computes each product for one; -v";
         sample_tokens: u64 = 0,

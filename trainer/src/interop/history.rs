@@ -85,6 +85,9 @@ impl History {
             } => {
                 // After a rollback the steps begin again at an earlier one.
                 self.steps.split_off(&step);
+                let later = step.saturating_add(1);
+                self.evaluations.split_off(&later);
+                self.samples.split_off(&later);
                 let measured = Step {
                     time,
                     loss,

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::data::prepare::{OnProgress, Progress, Stage};
 use crate::engine::{EngineState, NamedTensor};
 use crate::error::{Error, Result};
+use crate::metrics;
 use crate::model::ModelConfig;
 use crate::tokenizer::Tokenizer;
 use hub::Hub;
@@ -142,6 +143,7 @@ pub fn adopt(
     let mut checkpoints = Checkpoints::open(run.clone(), config.keep_last)?;
     if taken {
         checkpoints.clear()?;
+        metrics::discard_boards(run)?;
         let events = run.events();
         if events.exists() {
             fs::remove_file(&events).map_err(Error::write(&events))?;

@@ -17,7 +17,7 @@ use crate::data::{self, Dataset, Loader, Sampling};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result};
 use crate::interop::{self, Imported};
-use crate::metrics::{Metrics, Scale};
+use crate::metrics::{self, Metrics, Scale};
 use crate::model::{Gelu, ModelConfig};
 use crate::signals::Signals;
 use crate::tokenizer::Tokenizer;
@@ -102,6 +102,7 @@ fn claim_directory(config: &Config, run: &RunDir) -> Result<bool> {
 /// Removes what a run left, but for files that are not a trainer's.
 fn discard(config: &Config, run: &RunDir) -> Result<()> {
     Checkpoints::open(run.clone(), config.keep_last)?.clear()?;
+    metrics::discard_boards(run)?;
     match fs::remove_file(run.events()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::write(&run.events())(error))
@@ -204,6 +205,9 @@ impl<'a> Trainer<'a> {
         let event = report::started_event(self, resolved);
         self.metrics.record(event);
         let step = self.state.step;
+        if self.config.tensorboard_log {
+            self.metrics.open_board(&self.run, step, &self.state.config);
+        }
         self.metrics.begin(step, self.config.max_iters, scale);
         // From here on a stop saves first; who sees the phase may rely on it.
         self.signals.training_begins();

@@ -183,6 +183,9 @@ fn help_lists_every_key_within_its_width() {
           --progress                     str    "auto"         show a bar, or nanoGPT's log lines;
                                                                auto is a bar on a terminal (auto,
                                                                bar, lines)
+          --tensorboard_log              bool   false          keep an event file for TensorBoard in
+                                                               out_dir/tensorboard while the run
+                                                               goes on
           --verbose                      bool   false          say more at the start, who computes
                                                                each product for one; -v
           --sample_tokens                int    0              tokens to sample and show at the end

@@ -8,8 +8,7 @@ fn records_have_tensorflows_checksums() {
     assert_eq!(checksum(CrcAlgorithm::Crc32Iscsi, &[0; 32]), 0x8a91_36aa);
     let masked = 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8);
     assert_eq!(masked_crc32c(&[0; 32]), masked);
-    let mut out = Vec::new();
-    record(&mut out, b"abc");
+    let out = record(b"abc");
     assert_eq!(out.len(), 8 + 4 + 3 + 4);
     assert_eq!(out[..8], 3u64.to_le_bytes());
 }
