@@ -42,6 +42,7 @@ fn what_a_resume_or_a_rollback_went_back_on_is_left_out() {
         step(1, "2.5"),
         step(2, "2.4"),
         step(3, "2.3"),
+        eval(3, 2.2),
         // A rollback to step 2.
         step(2, "null"),
         "{\"torn".to_owned(),
