@@ -1,14 +1,16 @@
-//! With the feature `cuda`: compiles every `src/*/*.cu` with nvcc into one fatbin each, and writes
-//! the table of them that `src/cuda/fatbin.rs` includes. Without the feature it does nothing.
+//! With the feature `cuda`: compiles every `src/*/*.cu` with nvcc into one fatbin each, packs them,
+//! and writes the table of them that `src/cuda/fatbin.rs` includes. Without the feature it does
+//! nothing.
 //!
-//! Fatbins are kept in `target/fatbins/<targets>/`, whatever the profile, each beside the text it
-//! was made from (`.inputs`) and what ptxas said (`.ptxas`); `nvcc/budgets.py` reads both. One is
-//! made again only if its source, a header that it includes, the flags or the compiler changed.
+//! Fatbins are kept in `target/fatbins/<targets>/`, whatever the profile, each beside its packed
+//! self (`.zst`), the text it was made from (`.inputs`) and what ptxas said (`.ptxas`);
+//! `nvcc/budgets.py` reads them. One is made again only if its source, a header that it includes,
+//! the flags or the compiler changed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 /// Virtual architectures, each with the GPUs that its code is assembled for: a front end costs
 /// more than an assembler, and 80 gives 86 and 89 the same machine code as their own would (120
@@ -23,17 +25,22 @@ const ARCHITECTURES: [(u32, &[u32]); 4] = [
 /// Embedded as PTX too, for GPUs that none of the above serves: 11.0 and what comes after 12.
 const PTX_ARCHITECTURE: u32 = 100;
 
-/// LZ4 for all of it, PTX and code: drivers load it from 525 on, the first for CUDA 12. What the
-/// mode `size` writes is half as large and needs 550.54 (rapids-cmake's table of drivers).
-const FLAGS: [&str; 7] = [
+/// Without nvcc's compression, of which each mode has the drivers that know it, and which sees one
+/// target at a time: `pack` finds what the machine codes of a fatbin have in common.
+const FLAGS: [&str; 6] = [
     "-std=c++17",
     "-O3",
     "--fatbin",
-    "-compress-mode=speed",
-    "-Xfatbin=-compress-all",
+    "-no-compress",
     "-Xptxas",
     "-v",
 ];
+
+/// Of zstd; unpacking takes the same time for all.
+const PACK_LEVEL: i32 = 19;
+
+/// More than a fatbin's bytes, as a power of two: each target's code refers to all others'.
+const PACK_WINDOW: u32 = 27;
 
 /// 12.8 is the first that knows 100 and 120; 14 is unknown.
 const NVCC_VERSIONS: std::ops::Range<(u32, u32)> = (12, 8)..(14, 0);
@@ -47,6 +54,17 @@ struct Unit {
     /// All that the fatbin depends on, as text: compiler, flags, the files' paths, their contents.
     inputs: String,
     fatbin: PathBuf,
+}
+
+impl Unit {
+    fn is_compiled(&self) -> bool {
+        let made_from = fs::read_to_string(self.fatbin.with_extension("inputs"));
+        self.fatbin.exists() && made_from.ok().as_ref() == Some(&self.inputs)
+    }
+
+    fn packed(&self) -> PathBuf {
+        self.fatbin.with_extension("zst")
+    }
 }
 
 fn main() -> ExitCode {
@@ -97,18 +115,19 @@ fn compile_all() -> Result<(), String> {
 
     let mut flags: Vec<String> = FLAGS.iter().map(|&flag| flag.to_owned()).collect();
     flags.extend(architecture_flags(wanted.as_deref()));
-    let head = format!("nvcc {version}\n{}\n", flags.join(" "));
+    let flags_text = flags.join(" ");
+    let head = format!("nvcc {version}\n{flags_text}; zstd {PACK_LEVEL} {PACK_WINDOW}\n");
     let units = find_units(&manifest, &folder, &head)?;
     remove_leftovers(&folder, &units)?;
     let stale: Vec<&Unit> = units
         .iter()
-        .filter(|unit| {
-            let made_from = fs::read_to_string(unit.fatbin.with_extension("inputs"));
-            !unit.fatbin.exists() || made_from.ok().as_ref() != Some(&unit.inputs)
-        })
+        .filter(|unit| !unit.is_compiled() || !unit.packed().exists())
         .collect();
-    compile_in_parallel(&stale, |unit, threads| {
-        compile(&nvcc, &flags, threads, unit, &out)
+    in_parallel(&stale, |unit, threads| {
+        if !unit.is_compiled() {
+            compile(&nvcc, &flags, threads, unit, &out)?;
+        }
+        pack(unit, &out)
     })?;
     write_table(&out, &units)
 }
@@ -305,6 +324,10 @@ fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+fn read_bytes(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -329,11 +352,11 @@ fn remove_leftovers(folder: &Path, units: &[Unit]) -> Result<(), String> {
     Ok(())
 }
 
-/// Calls `compile` for each unit, with as many nvcc at a time as cargo has jobs, the threads that
+/// Calls `make` for each unit, with as many nvcc at a time as cargo has jobs, the threads that
 /// are left over shared among them; returns what failed.
-fn compile_in_parallel(
+fn in_parallel(
     units: &[&Unit],
-    compile: impl Fn(&Unit, usize) -> Result<(), String> + Sync,
+    make: impl Fn(&Unit, usize) -> Result<(), String> + Sync,
 ) -> Result<(), String> {
     if units.is_empty() {
         return Ok(());
@@ -347,7 +370,7 @@ fn compile_in_parallel(
     let work = || {
         let mut failures = Vec::new();
         while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-            failures.extend(compile(unit, jobs.div_ceil(workers)).err());
+            failures.extend(make(unit, jobs.div_ceil(workers)).err());
         }
         failures
     };
@@ -355,7 +378,7 @@ fn compile_in_parallel(
         let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         handles
             .into_iter()
-            .flat_map(|handle| handle.join().expect("compile returns"))
+            .flat_map(|handle| handle.join().expect("make returns"))
             .collect()
     });
     if failures.is_empty() {
@@ -396,21 +419,53 @@ fn compile(
     for line in rest.iter().filter(|line| line.contains("warning")) {
         println!("cargo::warning={line}");
     }
+    // Of what was before.
+    if unit.packed().exists() {
+        let gone = fs::remove_file(unit.packed());
+        gone.map_err(|error| format!("{}: {error}", unit.packed().display()))?;
+    }
     // The inputs last: without them the rest does not count.
     write(&unit.fatbin.with_extension("ptxas"), &said)?;
     fs::rename(&new, &unit.fatbin).map_err(|error| format!("{}: {error}", new.display()))?;
     write(&unit.fatbin.with_extension("inputs"), &unit.inputs)
 }
 
-/// Writes `fatbins.rs`: a static per fatbin, aligned as the driver's own loaders align them, and
-/// `FATBINS`, the slice of them all. Conformance kernels are for tests alone.
+/// Made in `out` and moved, likewise.
+fn pack(unit: &Unit, out: &Path) -> Result<(), String> {
+    let new = out.join(file_stem(&unit.fatbin) + ".packed");
+    let fatbin = read_bytes(&unit.fatbin)?;
+    zstd_frame(&fatbin)
+        .and_then(|frame| fs::write(&new, frame))
+        .and_then(|()| fs::rename(&new, unit.packed()))
+        .map_err(|error| format!("{}: {error}", unit.packed().display()))
+}
+
+#[cfg(feature = "cuda")]
+fn zstd_frame(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    use zstd::zstd_safe::CParameter;
+    let mut compressor = zstd::bulk::Compressor::new(PACK_LEVEL)?;
+    compressor.set_parameter(CParameter::WindowLog(PACK_WINDOW))?;
+    compressor.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
+    compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+    compressor.compress(bytes)
+}
+
+/// The feature brings zstd; without it there is nothing to pack.
+#[cfg(not(feature = "cuda"))]
+fn zstd_frame(_: &[u8]) -> io::Result<Vec<u8>> {
+    unreachable!("main returns before")
+}
+
+/// Writes `fatbins.rs`: `FATBINS`, the slice of them all, and what they are unpacked into.
+/// Conformance kernels are for tests alone.
 fn write_table(out: &Path, units: &[Unit]) -> Result<(), String> {
     let mut statics = String::new();
     let mut table = String::new();
     let mut seen: Vec<String> = Vec::new();
     for unit in units {
-        let copy = out.join(unit.fatbin.file_name().expect("find_units names it"));
-        let copied = fs::copy(&unit.fatbin, &copy);
+        let packed = unit.packed();
+        let copy = out.join(packed.file_name().expect("find_units names it"));
+        let copied = fs::copy(&packed, &copy);
         copied.map_err(|error| format!("{}: {error}", copy.display()))?;
         let kernels = compiled_kernels(&read(&unit.fatbin.with_extension("ptxas"))?);
         for kernel in &kernels {
@@ -424,19 +479,27 @@ fn write_table(out: &Path, units: &[Unit]) -> Result<(), String> {
         } else {
             ""
         };
-        let (name, bytes) = (&unit.name, format!("include_bytes!({copy:?})"));
-        let constant = name.to_uppercase().replace('/', "_");
-        statics += &format!(
-            "{test}static {constant}: Aligned<{{ {bytes}.len() }}> = Aligned(*{bytes});\n"
-        );
+        let (name, fatbin) = (&unit.name, read_bytes(&unit.fatbin)?);
+        let (length, hash) = (fatbin.len(), fnv_1a(&fatbin));
+        let unpacked = name.to_uppercase().replace('/', "_");
+        statics += &format!("{test}static {unpacked}: Unpacked = Unpacked::new();\n");
         table += &format!(
-            "    {test}Fatbin {{ name: {name:?}, kernels: &{kernels:?}, bytes: &{constant}.0 }},\n"
+            "    {test}Fatbin {{ name: {name:?}, kernels: &{kernels:?}, \
+             packed: include_bytes!({copy:?}), length: {length}, hash: {hash:#x}, \
+             unpacked: &{unpacked} }},\n"
         );
     }
     write(
         &out.join("fatbins.rs"),
-        &format!("{statics}pub(crate) static FATBINS: &[Fatbin] = &[\n{table}];\n"),
+        &format!("{statics}static FATBINS: &[Fatbin] = &[\n{table}];\n"),
     )
+}
+
+/// As `src/cuda/fatbin.rs` has it.
+fn fnv_1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
 }
 
 /// Names of the kernels in ptxas's report, which has each once for every target.

@@ -7,6 +7,7 @@
 Reads the fatbins that kernels/build.rs left in target/fatbins/all, and has cargo make them if they
 are older than the sources: registers, shared memory and stack from cuobjdump, spills from ptxas's
 report, and from the machine code which of the marker instructions each kernel has on each target.
+The bytes of all packed fatbins, which are in every program, are held to a limit set by hand.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def main():
         if command == "update":
             BUDGETS.write_text(by_hand + GENERATED + generated(by_hand, version, measured))
         budgets = tomllib.loads(BUDGETS.read_text())
-        findings = compare(budgets, version, measured)
+        packed = packed_bytes(folder)
+        findings = check_packed(budgets, packed) + compare(budgets, version, measured)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"budgets: {error}")
     print_table(findings)
@@ -53,7 +55,7 @@ def main():
     better = sum(finding.verdict == "better" for finding in findings)
     pairs = sum(len(targets) for targets in measured.values())
     print(f"budgets: {len(measured)} kernels, {pairs} with their targets: "
-          f"{worse} worse, {better} better")
+          f"{worse} worse, {better} better; {packed} bytes packed")
     if better and not worse:
         print("hint: kernels/nvcc/budgets.py update makes what got better the new budget")
     sys.exit(1 if worse else 0)
@@ -84,7 +86,8 @@ def staleness(folder):
         room = source.parent.name
         name = room if room == source.stem else f"{room}-{source.stem}"
         inputs = folder / f"{name}.inputs"
-        if not inputs.exists() or not inputs.with_suffix(".fatbin").exists():
+        made = [inputs, inputs.with_suffix(".fatbin"), inputs.with_suffix(".zst")]
+        if not all(file.exists() for file in made):
             return f"{name} is not compiled"
         head, _, contents = inputs.read_text().partition("\n\n")
         files = [KERNELS / line for line in head.splitlines()[2:]]
@@ -108,6 +111,12 @@ def measure(folder):
             for kernel, targets in one.items():
                 measured[kernel] = {int(target): m for target, m in targets.items()}
     return versions.pop().removeprefix("nvcc "), measured
+
+
+def packed_bytes(folder):
+    """Of what a program has in it; conformance kernels are for tests alone."""
+    packed = [f for f in folder.glob("*.zst") if not f.stem.endswith("conformance")]
+    return sum(file.stat().st_size for file in packed)
 
 
 def measure_one(cuobjdump, fatbin):
@@ -208,6 +217,14 @@ def markers_of(patterns, opcodes):
     """The names of the markers that some opcode matches from its start to its end."""
     return {name for name, pattern in patterns.items()
             if any(re.fullmatch(pattern, opcode) for opcode in opcodes)}
+
+
+def check_packed(budgets, packed):
+    """Fewer bytes than the limit are no news: it has room for a kernel or two."""
+    most = budgets["packed_bytes_max"]
+    if packed <= most:
+        return []
+    return [Finding("WORSE", "all together", (), "packed bytes", most, packed)]
 
 
 def compare(budgets, version, measured):

@@ -204,6 +204,12 @@ class Comparing(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "for nvcc 13.0.88, these fatbins are by 12.9.1"):
             budgets.compare(self.budgets, "12.9.1", self.measured)
 
+    def test_packed(self):
+        limit = {"packed_bytes_max": 100}
+        self.assertEqual(budgets.check_packed(limit, 100), [])
+        self.assertEqual(budgets.check_packed(limit, 101), [
+            ("WORSE", "all together", (), "packed bytes", 100, 101)])
+
     def test_rule_with_an_unknown_marker(self):
         self.budgets["rule"][1]["must"] = ["HMNA"]
         with self.assertRaisesRegex(ValueError, "HMNA"):

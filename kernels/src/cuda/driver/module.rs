@@ -107,8 +107,8 @@ impl Driver {
         let module = match kernels.modules.get(fatbin.name) {
             Some(&module) => module,
             None => {
-                // SAFETY: a whole fatbin, which lives as long as the program.
-                let module = unsafe { result::module::load_data(fatbin.bytes.as_ptr().cast()) }
+                // SAFETY: a whole fatbin, which is there as long as the program.
+                let module = unsafe { result::module::load_data(fatbin.bytes().as_ptr().cast()) }
                     .map_err(|error| self.load_error(fatbin.name, error))?;
                 kernels.modules.insert(fatbin.name, module);
                 module
