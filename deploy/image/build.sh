@@ -5,12 +5,14 @@
 #
 # ANNEAL_FEATURES (default: trainer/cuda, which needs nvcc) are the features to build with; with
 # ANNEAL_BIN, a folder that holds `agent` and `trainer`, nothing is compiled. Lists of what is in
-# the programs are made by cargo-cyclonedx and cargo-about, where these are installed.
+# the programs are made by cargo-cyclonedx and cargo-about, where these are installed. Fails if the
+# programs that it compiled are larger than the image's share of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 parts=$1
 features=${ANNEAL_FEATURES-trainer/cuda}
 target=x86_64-unknown-linux-gnu
+program_bytes_max=41000000
 mkdir -p "$parts"/{bin,doc}
 
 bin=${ANNEAL_BIN:-}
@@ -21,6 +23,12 @@ fi
 for program in agent trainer; do
     strip --strip-all -o "$parts/bin/$program" "$bin/$program"
 done
+bytes=$(cat "$parts"/bin/{agent,trainer} | wc -c)
+if [[ -z ${ANNEAL_BIN:-} && $bytes -gt $program_bytes_max ]]; then
+    echo "agent and trainer: $bytes bytes, expected at most $program_bytes_max" >&2
+    echo "hint: what grew? \`[profile.dist]\` in Cargo.toml says what is built for size" >&2
+    exit 1
+fi
 install -m 755 deploy/image/healthy.sh "$parts/bin/healthy"
 
 cp LICENSE-MIT LICENSE-APACHE "$parts/doc/"

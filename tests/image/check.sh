@@ -10,7 +10,7 @@
 set -euo pipefail
 # shellcheck source=tests/image/container.sh
 . "$(dirname "${BASH_SOURCE[0]}")/container.sh"
-ours_mib_max=${ANNEAL_OURS_MIB_MAX:-48}
+ours_mib_max=${ANNEAL_OURS_MIB_MAX:-46}
 image_mib_max=700
 
 need debootstrap=debootstrap unshare=util-linux python3=python3 strip=binutils curl=curl \
