@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 parts=$1
 features=${ANNEAL_FEATURES-trainer/cuda}
 target=x86_64-unknown-linux-gnu
-program_bytes_max=41000000
+program_bytes_max=40000000
 mkdir -p "$parts"/{bin,doc}
 
 bin=${ANNEAL_BIN:-}
