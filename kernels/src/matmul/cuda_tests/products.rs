@@ -411,7 +411,6 @@ fn a_recorded_product_gives_the_same_bits_and_keeps_what_it_needs() {
         products
             .choose(device, &[Task { kind, dims }], Pick::First)
             .unwrap();
-        let (_, expected) = case.run(&products, device, kind);
         let stream = device.stream().unwrap();
         let (x, dout) = (
             device.upload(&case.layer.x),
@@ -422,11 +421,20 @@ fn a_recorded_product_gives_the_same_bits_and_keeps_what_it_needs() {
         let mut dbias = device.upload(&case.dbias).unwrap();
         let len = cuda::scratch_len(dims, device.properties());
         let mut scratch = device.alloc(len).unwrap();
-        // The library's code is loaded by the product above, on the same device.
-        let graph = stream.capture(|stream| {
-            let (dweight, dbias) = (&mut dweight, Some(&mut dbias));
-            products.backward_weight(stream, dweight, dbias, &dout, &x, &mut scratch, dims)
-        });
+        let mut record = || {
+            stream.capture(|stream| {
+                let (dweight, dbias) = (&mut dweight, Some(&mut dbias));
+                products.backward_weight(stream, dweight, dbias, &dout, &x, &mut scratch, dims)
+            })
+        };
+        // The library loads what it has not run before.
+        let refused = record().unwrap_err().to_string();
+        assert!(
+            refused.contains("the first launch of cuBLASLt's"),
+            "{refused}"
+        );
+        let (_, expected) = case.run(&products, device, kind);
+        let graph = record();
         let graph = graph.unwrap();
         assert_eq!(graph.len(), 2, "the product, and its sums added");
         drop((products, x, dout, scratch));
