@@ -12,10 +12,10 @@ use crate::support::Scene;
 const KILLS_VARIABLE: &str = "ANNEAL_TEST_KILLS";
 const KILLS: usize = 12;
 const SEED: u64 = 6;
-const LAST: u64 = 2000;
+const LAST: u64 = 4000;
 /// After this step the run might end before the next kill: what is seen of it in the store is old,
 /// and a thousand steps take little more than a second.
-const LAST_KILL: u64 = LAST / 5;
+const LAST_KILL: u64 = LAST / 10;
 /// From the moment that a step is published to the kill, at most.
 const DELAY_MS_MAX: u64 = 400;
 
