@@ -1,15 +1,16 @@
 //! What the tests of checkpoints share: a job in memory, hosts with run directories, a trainer's
-//! checkpoints, and a store that stops answering after so many requests.
+//! checkpoints, and a store to which something happens after so many requests.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use protocol::{FileEntry, Manifest, RunDir};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -249,11 +250,18 @@ pub(crate) fn save(run_dir: &RunDir, step: u64, salt: u64, val_loss: Option<f64>
     fs::write(folder.join(RunDir::MANIFEST), manifest.to_json()).unwrap();
 }
 
-/// A store that answers so many requests and then none, the last of which it may have carried out.
+/// A store to which something happens after so many requests.
 pub(super) struct Halting {
     inner: Arc<dyn Storage>,
     left: AtomicU64,
-    carry_out_last: bool,
+    then: Then,
+}
+
+enum Then {
+    /// It answers no more.
+    Halt { carry_out_last: bool },
+    /// Somebody else does this to it, once, and it goes on.
+    Meanwhile(Mutex<Option<BoxFuture<'static, ()>>>),
 }
 
 impl Halting {
@@ -265,8 +273,26 @@ impl Halting {
         Arc::new(Self {
             inner: Arc::clone(inner),
             left: AtomicU64::new(requests),
-            carry_out_last,
+            then: Then::Halt { carry_out_last },
         })
+    }
+
+    /// `event` happens right before the request after so many.
+    pub(super) fn meanwhile(
+        inner: &Arc<dyn Storage>,
+        requests: u64,
+        event: BoxFuture<'static, ()>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Arc::clone(inner),
+            left: AtomicU64::new(requests),
+            then: Then::Meanwhile(Mutex::new(Some(event))),
+        })
+    }
+
+    /// Whether there were enough requests for the event to happen.
+    pub(super) fn happened(&self) -> bool {
+        matches!(&self.then, Then::Meanwhile(event) if event.lock().unwrap().is_none())
     }
 
     async fn pass<T>(&self, call: impl Future<Output = T> + Send) -> T {
@@ -278,10 +304,21 @@ impl Halting {
         {
             return call.await;
         }
-        if self.carry_out_last {
-            call.await;
+        match &self.then {
+            Then::Halt { carry_out_last } => {
+                if *carry_out_last {
+                    call.await;
+                }
+                std::future::pending().await
+            }
+            Then::Meanwhile(event) => {
+                let event = event.lock().unwrap().take();
+                if let Some(event) = event {
+                    event.await;
+                }
+                call.await
+            }
         }
-        std::future::pending().await
     }
 }
 

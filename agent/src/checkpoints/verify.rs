@@ -79,18 +79,23 @@ pub async fn verify(
             report.problems.push(format!("commit {commit}: {detail}"));
         }
     }
+    let mut wrong = Vec::new();
     for commit in commits.values() {
-        let wrong = match examine(&retrying, job, commit).await? {
+        let found = match examine(&retrying, job, commit).await? {
             None if depth == Depth::Bytes => check_bytes(&retrying, job, commit).await?,
-            wrong => wrong,
+            found => found,
         };
-        if let Some(detail) = wrong {
-            report
-                .problems
-                .push(format!("commit {}: {detail}", commit.id()));
+        wrong.extend(found.map(|detail| (commit.id(), detail)));
+    }
+    // A job that lives prunes meanwhile: a commit first, its data after it.
+    let committed: BTreeSet<CommitId> = commit_ids(&retrying, job).await?.into_iter().collect();
+    report.history.retain(|id| committed.contains(id));
+    report.orphans.retain(|id| committed.contains(id));
+    for (id, detail) in wrong {
+        if committed.contains(&id) {
+            report.problems.push(format!("commit {id}: {detail}"));
         }
     }
-    let committed: BTreeSet<CommitId> = commit_ids(&retrying, job).await?.into_iter().collect();
     let unnamed = unnamed(&retrying, job, data, &committed, None).await?;
     for entry in unnamed.into_values().flatten() {
         report.unnamed_files += 1;

@@ -1,10 +1,13 @@
 //! Everything that can be wrong with a job in a store is told.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::checkpoints::kit::{Host, World, id};
-use crate::checkpoints::{Depth, verify};
+use crate::checkpoints::kit::{Halting, Host, World, allowed, id};
+use crate::checkpoints::{Depth, Policy, prune, verify};
 use crate::job::{BeatRecord, FinalRecord, VERSION, to_bytes};
+use crate::storage::Storage;
 
 /// Two commits of epoch 1, one of epoch 2.
 async fn sound() -> World {
@@ -26,6 +29,40 @@ async fn a_sound_job_has_no_problems() {
     assert_eq!(report.epochs, 2);
     assert_eq!(report.history, [id(2, 30), id(1, 20), id(1, 10)]);
     assert_eq!((report.orphans, report.unnamed_files), (vec![], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pruned_meanwhile_is_no_problem() {
+    for requests in 0.. {
+        let world = sound().await;
+        let (memory, job, transfer) = (
+            world.memory.clone(),
+            world.job.clone(),
+            world.transfer.clone(),
+        );
+        let pruning = Box::pin(async move {
+            let policy = Policy {
+                keep_best: false,
+                keep_last: 2,
+                ..Policy::default()
+            };
+            let pruned = prune(&memory, &job, 2, None, &policy, &transfer, &allowed).await;
+            assert_eq!(pruned.unwrap().commits, [id(1, 10)]);
+        });
+        let store = Halting::meanwhile(&world.memory, requests, pruning);
+        let seen: Arc<dyn Storage> = store.clone();
+        let report = verify(&seen, &world.job, Depth::Bytes, &world.transfer).await;
+        let report = report.unwrap();
+        if !store.happened() {
+            assert!(requests > 10, "verify asks more than {requests} times");
+            break;
+        }
+        assert_eq!(
+            report.problems,
+            [] as [&str; 0],
+            "after {requests} requests"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
