@@ -35,11 +35,8 @@ async fn a_sound_job_has_no_problems() {
 async fn what_is_pruned_meanwhile_is_no_problem() {
     for requests in 0.. {
         let world = sound().await;
-        let (memory, job, transfer) = (
-            world.memory.clone(),
-            world.job.clone(),
-            world.transfer.clone(),
-        );
+        let (memory, job) = (world.memory.clone(), world.job.clone());
+        let transfer = world.transfer;
         let pruning = Box::pin(async move {
             let policy = Policy {
                 keep_best: false,
