@@ -18,7 +18,7 @@ use crate::job::{
     BeatRecord, CommitId, FinalRecord, Holder, Job, JobError, LeaseKey, LeaseReason, LeaseRecord,
     Nonce, ReleasedRecord, VERSION, list_all, parse, to_bytes,
 };
-use crate::storage::Storage;
+use crate::storage::{Entry, Storage};
 
 /// How often a look begins again because the newest epoch changed under it.
 const LOOKS_MAX: u32 = 8;
@@ -86,7 +86,7 @@ pub struct Look {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Top {
     pub record: LeaseRecord,
-    /// Tag of its last beat, if it ever beat.
+    /// What its last beat is told from others by, if it ever beat.
     pub beat: Option<String>,
     pub released: bool,
     pub end: Option<FinalRecord>,
@@ -199,7 +199,9 @@ pub async fn look(store: &dyn Storage, job: &Job, terms: &Terms) -> Result<Look,
         };
         for entry in listed {
             match job.parse_lease(&entry.key) {
-                Some(LeaseKey::Beat(of)) if of == epoch => beat = Some(entry.tag),
+                Some(LeaseKey::Beat(of)) if of == epoch => {
+                    beat = Some(sign_of_life(store, terms, entry).await?);
+                }
                 Some(LeaseKey::Released(of)) if of == epoch => released = true,
                 _ => {}
             }
@@ -471,7 +473,23 @@ async fn has_beaten(
         store.list(&key, None, 1),
     )
     .await?;
-    Ok(listed.first().map(|entry| &entry.tag) != top.beat.as_ref())
+    let now = match listed.into_iter().next() {
+        Some(entry) => Some(sign_of_life(store, terms, entry).await?),
+        None => None,
+    };
+    Ok(now != top.beat)
+}
+
+/// What changes with each beat: the tag that the listing tells. Where listings tell none, the beat
+/// itself, or a holder that lives would look dead.
+async fn sign_of_life(store: &dyn Storage, terms: &Terms, beat: Entry) -> Result<String, JobError> {
+    if !beat.tag.is_empty() {
+        return Ok(beat.tag);
+    }
+    let key = &beat.key;
+    let object = bounded(store, terms.request_limit(), "get", key, store.get(key)).await?;
+    let record: BeatRecord = parse(store, key, &object.bytes)?;
+    Ok(format!("{} {}", record.nonce.as_str(), record.seq))
 }
 
 /// The lease after an epoch, if it is claimed.

@@ -30,8 +30,12 @@ struct World {
 
 impl World {
     fn new(plan: Plan) -> Self {
+        Self::of(plan, |memory| memory)
+    }
+
+    fn of(plan: Plan, change: impl FnOnce(Memory) -> Memory) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(Paused(tokio::time::Instant::now()));
-        let memory = Arc::new(Memory::with_clock(Arc::clone(&clock)));
+        let memory = Arc::new(change(Memory::with_clock(Arc::clone(&clock))));
         let store = Faulty::new(
             Arc::clone(&memory) as Arc<dyn Storage>,
             Arc::clone(&clock),
@@ -339,14 +343,19 @@ async fn a_beat_is_valid_from_before_it_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_of_life_stops_a_takeover() {
-    let world = World::new(Plan::default());
-    let lease = world.win(1, LeaseReason::First).await;
-    world.beat(&lease, 1).await.unwrap();
-    let seen = world.look().await;
-    world.beat(&lease, 2).await.unwrap();
-    let taker = claimant(2, LeaseReason::Expired);
-    assert_eq!(world.try_claim(&seen, &taker).await.unwrap(), Claim::Alive);
-    assert_eq!(world.look().await.epoch(), 1);
+    // Also where listings tell no tags.
+    for change in [|memory| memory, Memory::without_listed_tags] {
+        let world = World::of(Plan::default(), change);
+        let lease = world.win(1, LeaseReason::First).await;
+        world.beat(&lease, 1).await.unwrap();
+        let seen = world.look().await;
+        world.beat(&lease, 2).await.unwrap();
+        let beaten = world.look().await;
+        assert_ne!(beaten.top.unwrap().beat, seen.top.as_ref().unwrap().beat);
+        let taker = claimant(2, LeaseReason::Expired);
+        assert_eq!(world.try_claim(&seen, &taker).await.unwrap(), Claim::Alive);
+        assert_eq!(world.look().await.epoch(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ pub struct Memory {
     clock: Arc<dyn Clock>,
     /// The least size of every part but the last, in bytes.
     part_bytes_min: u64,
+    lists_tags: bool,
     uploads_begun: AtomicU64,
     state: Mutex<State>,
 }
@@ -60,6 +61,7 @@ impl Memory {
         Self {
             clock,
             part_bytes_min: keys::PART_BYTES_MIN,
+            lists_tags: true,
             uploads_begun: AtomicU64::new(0),
             state: Mutex::default(),
         }
@@ -69,6 +71,14 @@ impl Memory {
     pub fn with_part_bytes_min(self, part_bytes_min: u64) -> Self {
         Self {
             part_bytes_min,
+            ..self
+        }
+    }
+
+    /// The same store, with listings that leave tags out.
+    pub fn without_listed_tags(self) -> Self {
+        Self {
+            lists_tags: false,
             ..self
         }
     }
@@ -171,7 +181,7 @@ impl Storage for Memory {
         let entries = found.take(max).map(|(key, stored)| Entry {
             key: key.clone(),
             bytes: stored.bytes.len() as u64,
-            tag: stored.tag(),
+            tag: self.lists_tags.then(|| stored.tag()).unwrap_or_default(),
             age_s: self.age_s(stored.written),
         });
         Ok(entries.collect())
