@@ -55,6 +55,9 @@ pub fn step(state: &mut State, event: Event, now: Moment) -> Vec<Action> {
             step,
             result,
         } => checkpoints::publish_ended(state, (epoch, step), result, now, &mut todo),
+        Event::CheckpointGone { epoch, step } => {
+            checkpoints::gone(state, (epoch, step), now, &mut todo);
+        }
         Event::Pruned(result) => checkpoints::pruned(state, result, &mut todo),
         Event::StatusWritten(result) => mirror::status_written(state, result, now, &mut todo),
         Event::LogsWritten(result) => mirror::logs_written(state, result, now, &mut todo),

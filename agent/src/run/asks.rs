@@ -86,6 +86,9 @@ impl Executor {
             } => {
                 self.publishing = None;
                 let result = match result {
+                    Err(CheckpointError::Gone { .. }) => {
+                        return vec![Event::CheckpointGone { epoch, step }];
+                    }
                     Ok(Outcome::Committed(commit) | Outcome::Already(commit)) => {
                         self.parent = Some(commit.id());
                         let bytes = commit.bytes();

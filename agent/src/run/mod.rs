@@ -465,10 +465,7 @@ fn job_fault(error: &JobError) -> Fault {
 }
 
 fn checkpoint_fault(error: &CheckpointError) -> Fault {
-    // One that is gone or may not be published now is followed by another try, or another one.
-    let passing = matches!(
-        error,
-        CheckpointError::Gone { .. } | CheckpointError::NotPermitted { .. }
-    );
+    // What may not be published now may be with the next lease.
+    let passing = matches!(error, CheckpointError::NotPermitted { .. });
     fault(passing || error.is_transient(), error)
 }

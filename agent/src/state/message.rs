@@ -53,6 +53,8 @@ pub enum Event {
         step: u64,
         result: Result<Published, Fault>,
     },
+    /// Answers [`Action::Publish`]: the trainer pruned that checkpoint before it could be held.
+    CheckpointGone { epoch: u64, step: u64 },
     /// Answers [`Action::Prune`].
     Pruned(Result<(), Fault>),
     /// Answers [`Action::WriteStatus`].

@@ -145,6 +145,29 @@ pub(super) fn publish_ended(
     }
 }
 
+/// A trainer that saves often prunes what was to be published: then a newer checkpoint is there
+/// already, or will be found, and waits for nothing. Without a trainer nothing follows: a fault.
+pub(super) fn gone(
+    state: &mut State,
+    (epoch, step): (u64, u64),
+    now: Moment,
+    todo: &mut Vec<Action>,
+) {
+    if !state.has_trainer() {
+        let text = "no such checkpoint in the run directory".to_owned();
+        let fault = Fault {
+            transient: true,
+            text,
+        };
+        return publish_ended(state, (epoch, step), Err(fault), now, todo);
+    }
+    let checkpoints = &mut state.checkpoints;
+    let ours = |upload: &mut Upload| (upload.epoch, upload.step) == (epoch, step);
+    if checkpoints.upload.take_if(ours).is_some() && checkpoints.local == Some(step) {
+        checkpoints.local = checkpoints.published;
+    }
+}
+
 pub(super) fn pruned(state: &mut State, result: Result<(), Fault>, todo: &mut Vec<Action>) {
     state.checkpoints.pruning = false;
     if let Err(fault) = result {

@@ -303,6 +303,31 @@ fn a_run_whose_last_upload_never_works_is_not_completed() {
 }
 
 #[test]
+fn a_checkpoint_that_was_pruned_gives_way_to_the_next_one_at_once() {
+    let publish = |step| Action::Publish { epoch: 1, step };
+    let mut bench = Bench::training(settings(), Some(5));
+    bench.give(Event::CheckpointFound { step: 10 });
+    bench.give(Event::CheckpointFound { step: 20 });
+    bench.give(Event::CheckpointGone { epoch: 1, step: 10 });
+    assert!(bench.has(&publish(20)));
+    // Of one after which nothing is known yet, the next is not long in coming.
+    bench.give(Event::CheckpointGone { epoch: 1, step: 20 });
+    bench.pass(5.0);
+    bench.give(Event::CheckpointFound { step: 30 });
+    assert!(bench.has(&publish(30)));
+    assert!(!bench.done.iter().any(|a| matches!(a, Action::Say(..))));
+
+    // The last one is not given up like that: the job is not complete without it.
+    bench.published(30);
+    bench.exit(0, Some(40));
+    bench.give(Event::CheckpointGone { epoch: 1, step: 40 });
+    bench.pass(100.0);
+    assert!(!bench.has(&Action::WriteFinal(Reason::Completed)));
+    let tries = bench.done.iter().filter(|&a| *a == publish(40));
+    assert_eq!(tries.count(), 2);
+}
+
+#[test]
 fn crashes_in_a_row_end_the_job_and_a_new_checkpoint_begins_the_count_anew() {
     let mut bench = Bench::training(settings(), None);
     for _ in 0..3 {
