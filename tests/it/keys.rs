@@ -3,10 +3,8 @@
 
 use std::process::Command;
 
-use rustix::process::Signal;
-
 use crate::bucket::{Bucket, JOB};
-use crate::machine::{LONG, RESUMABLE, Site, agent};
+use crate::machine::{ENDLESS, Site, agent};
 use crate::proxy::{Fate, Proxy};
 use crate::support::Scene;
 
@@ -16,8 +14,7 @@ const SESSION: &str = "the-session-token-of-the-test";
 fn keys_that_end_are_replaced_through_the_store() {
     let (scene, bucket) = (Scene::new(), Bucket::new());
     let proxy = Proxy::to(&bucket);
-    let words = [LONG, &["--max_iters=1000000"]].concat();
-    let site = Site::on(&scene, &bucket, proxy.address(), &words);
+    let site = Site::on(&scene, &bucket, proxy.address(), ENDLESS);
     let mut holder = site.start("a");
     holder.runs_until("a commit", |_| bucket.newest_step() > 0);
 
@@ -53,8 +50,7 @@ fn keys_that_end_are_replaced_through_the_store() {
     holder.runs_until("a commit with the new keys", |_| {
         bucket.newest_step() > before
     });
-    holder.signal(Signal::TERM);
-    assert_eq!(holder.wait(), RESUMABLE, "{}", holder.log());
+    holder.stop();
     let log = holder.log();
     assert!(log.contains("asked with new keys"), "{log}");
     assert!(!log.contains(SESSION), "{log}");

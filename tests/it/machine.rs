@@ -3,12 +3,11 @@
 //!
 //! A machine is a run directory: an agent that starts in a former one's goes on there.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use protocol::RunDir;
@@ -28,15 +27,19 @@ pub(crate) const RETRYABLE: Option<i32> = Some(11);
 pub(crate) const RESUMABLE: Option<i32> = Some(12);
 pub(crate) const NOT_OURS: Option<i32> = Some(13);
 
-/// A run with many checkpoints; `--max_iters` is the test's choice. One thread, so that it lasts.
-pub(crate) const LONG: &[&str] = &[
+/// A run with many checkpoints that does not end by itself: however fast the machine and however
+/// late the test, what is to happen to it happens. `Site::finish` gives it its end.
+pub(crate) const ENDLESS: &[&str] = &[
     "--n_embd=64",
     "--block_size=32",
     "--batch_size=16",
     "--eval_interval=1000",
     "--checkpoint_interval=10",
     "--threads=1",
+    "--max_iters=1000000",
 ];
+/// Steps that are made after what is published of a run that gets its end.
+const REST: u64 = 20;
 
 /// The agent of this checkout, built once if it is not yet.
 pub(crate) fn agent() -> &'static Path {
@@ -153,6 +156,36 @@ impl<'a> Site<'a> {
         }
     }
 
+    /// Gives a run its end, some steps after the newest one that is published; the number of steps.
+    pub(crate) fn end_after(&mut self, published: u64) -> u64 {
+        let last = published + REST;
+        self.command.push(format!("--max_iters={last}"));
+        last
+    }
+
+    /// The parameters at the end of a run of a trainer that nobody disturbs, without an agent.
+    pub(crate) fn undisturbed_model(&self, last: u64) -> Vec<u8> {
+        let scene = Scene::new();
+        let words: Vec<&str> = self.command[1..].iter().map(String::as_str).collect();
+        scene
+            .trainer(&[&words, &["--out_dir=out"][..]].concat())
+            .expect_code(0);
+        fs::read(scene.run_dir().checkpoint(last).join(RunDir::MODEL)).unwrap()
+    }
+
+    /// Trains a job that was stopped to an end, on a machine: what is published then is what nobody
+    /// disturbed.
+    #[track_caller]
+    pub(crate) fn finish(&mut self, bucket: &Bucket, machine: &str) -> Agent {
+        let last = self.end_after(bucket.newest_step());
+        let mut agent = self.start(machine);
+        assert_eq!(agent.wait(), COMPLETED, "{}", agent.log());
+        let published = bucket.get(&bucket.key_of(last, RunDir::MODEL));
+        let same = published == self.undisturbed_model(last);
+        assert!(same, "the parameters differ after {last} steps");
+        agent
+    }
+
     /// What `agent verify` says of the job after reading every byte.
     #[track_caller]
     pub(crate) fn verify(&self) -> String {
@@ -194,6 +227,13 @@ impl Agent {
             assert!(begin.elapsed() < PATIENCE, "it hangs:\n{}", self.log());
             std::thread::sleep(LOOK_EVERY);
         }
+    }
+
+    /// Asks it to save, publish and leave, and waits until it has.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.wait(), RESUMABLE, "{}", self.log());
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -295,29 +335,4 @@ impl Drop for Agent {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-/// The parameters that a bucket holds of a step.
-pub(crate) fn published_model(bucket: &Bucket, step: u64) -> Vec<u8> {
-    bucket.get(&bucket.key_of(step, RunDir::MODEL))
-}
-
-/// The parameters after `step` iterations of a trainer that nobody disturbs, without an agent.
-pub(crate) fn undisturbed_model(words: &[&str], step: u64) -> Arc<Vec<u8>> {
-    type Known = Mutex<HashMap<(String, u64), Arc<OnceLock<Arc<Vec<u8>>>>>>;
-    static KNOWN: OnceLock<Known> = OnceLock::new();
-    let known = KNOWN.get_or_init(Mutex::default);
-    let slot = {
-        let mut known = known.lock().unwrap();
-        Arc::clone(known.entry((words.join(" "), step)).or_default())
-    };
-    let model = slot.get_or_init(|| {
-        let scene = Scene::new();
-        let end = format!("--max_iters={step}");
-        scene
-            .train(&[words, &[&end, "--out_dir=out"]].concat())
-            .expect_code(0);
-        Arc::new(fs::read(scene.run_dir().checkpoint(step).join(RunDir::MODEL)).unwrap())
-    });
-    Arc::clone(model)
 }

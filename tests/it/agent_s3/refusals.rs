@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::bucket::Bucket;
-use crate::machine::{FAILED, LONG, RETRYABLE, Site};
+use crate::machine::{ENDLESS, FAILED, RETRYABLE, Site};
 use crate::support::Scene;
 
 /// Runs an agent that must leave with this status and say this on one line, which is its only one
@@ -35,7 +35,7 @@ fn refuses(site: &Site, status: Option<i32>, texts: &[&str]) -> Vec<String> {
 #[test]
 fn wrong_credentials_are_named() {
     let (scene, bucket) = (Scene::new(), Bucket::new());
-    let mut site = Site::on(&scene, &bucket, bucket.address, LONG);
+    let mut site = Site::on(&scene, &bucket, bucket.address, ENDLESS);
     let wrong = "a-secret-that-is-wrong";
     site.set("AWS_SECRET_ACCESS_KEY", wrong);
     let texts = ["the store cannot be used", "AWS_SECRET_ACCESS_KEY"];
@@ -53,7 +53,7 @@ fn wrong_credentials_are_named() {
 #[test]
 fn a_missing_bucket_is_named() {
     let (scene, bucket) = (Scene::new(), Bucket::new());
-    let mut site = Site::on(&scene, &bucket, bucket.address, LONG);
+    let mut site = Site::on(&scene, &bucket, bucket.address, ENDLESS);
     site.set_location("s3://no-such-bucket-here/tests");
     let texts = [
         "the store cannot be used",
@@ -66,7 +66,7 @@ fn a_missing_bucket_is_named() {
 #[test]
 fn a_store_that_ignores_conditions_holds_no_lease() {
     let (scene, bucket) = (Scene::new(), Bucket::without_conditions());
-    let site = Site::on(&scene, &bucket, bucket.address, LONG);
+    let site = Site::on(&scene, &bucket, bucket.address, ENDLESS);
     refuses(&site, FAILED, &["no lease can be held here", "create-only"]);
     assert_eq!(bucket.keys(), [""; 0], "nothing was claimed");
 }
@@ -74,7 +74,7 @@ fn a_store_that_ignores_conditions_holds_no_lease() {
 #[test]
 fn a_store_that_is_not_there_is_waited_for_as_long_as_was_asked() {
     let (scene, bucket) = (Scene::new(), Bucket::new());
-    let mut site = Site::on(&scene, &bucket, bucket.address, LONG);
+    let mut site = Site::on(&scene, &bucket, bucket.address, ENDLESS);
     // Port 1 of loopback: nobody listens.
     site.set("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
     let site = site.with_flags(&["--store-patience=2s"]);

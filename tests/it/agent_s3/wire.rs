@@ -2,12 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::bucket::Bucket;
-use crate::machine::{
-    COMPLETED, LONG, NOT_OURS, RESUMABLE, Site, published_model, undisturbed_model,
-};
+use crate::machine::{ENDLESS, NOT_OURS, Site};
 use crate::proxy::{Asked, Fate, Proxy};
 use crate::support::Scene;
 
@@ -19,9 +15,8 @@ const LARGE: &[&str] = &[
     "--eval_interval=1000",
     "--checkpoint_interval=5",
     "--threads=1",
+    "--max_iters=1000000",
 ];
-/// Steps after the one that a second holder begins at.
-const LARGE_REST: u64 = 20;
 const LINK_BYTES_PER_S: usize = 8 << 20;
 /// Requests with more than this are data.
 const DATA_BYTES: u64 = 1 << 20;
@@ -32,8 +27,6 @@ fn a_slow_link_that_cuts_connections_is_got_over() {
     let proxy = Proxy::to(&bucket);
     let site = Site::on(&scene, &bucket, proxy.address(), LARGE);
     let mut site = site.with_flags(&["--grace=100s"]);
-    // However fast the machine, the first holder is stopped before its training ends.
-    site.command.push("--max_iters=1000000".to_owned());
     proxy.set_speed(LINK_BYTES_PER_S);
     let mut rng = fastrand::Rng::with_seed(1);
     proxy.set_rule(move |asked| match asked.method.as_str() {
@@ -44,35 +37,31 @@ fn a_slow_link_that_cuts_connections_is_got_over() {
 
     let mut agent = site.start("a");
     agent.runs_until("a commit", |_| !bucket.commits().is_empty());
-    agent.signal(Signal::TERM);
-    assert_eq!(agent.wait(), RESUMABLE, "{}", agent.log());
+    agent.stop();
     assert!(proxy.met(Fate::CutRequest) > 0);
     let published = bucket.newest_step();
 
-    let last = published + LARGE_REST;
-    site.command.push(format!("--max_iters={last}"));
-    let mut agent = site.start("b");
-    assert_eq!(agent.wait(), COMPLETED, "{}", agent.log());
+    let agent = site.finish(&bucket, "b");
     let goes_on = format!("goes on from step {published}");
     assert!(agent.has_said(&goes_on), "{}", agent.log());
     assert!(proxy.met(Fate::CutAnswer) > 0);
     proxy.clear_rule();
     assert!(site.verify().contains("sound"));
-    let same = published_model(&bucket, last) == *undisturbed_model(LARGE, last);
-    assert!(same, "the parameters differ");
 }
 
 /// Of claims, beats, commits and ends, some are refused for now, and some are done without an
 /// answer.
 #[test]
 fn lost_answers_and_conflicts_lose_no_lease_and_hold_none_twice() {
-    const LAST: u64 = 300;
+    let fates = [
+        Fate::LoseAnswer,
+        Fate::Refuse(409, "ConditionalRequestConflict"),
+        Fate::Refuse(503, "SlowDown"),
+    ];
     let (scene, bucket) = (Scene::new(), Bucket::new());
     let proxy = Proxy::to(&bucket);
-    let end = format!("--max_iters={LAST}");
-    let words = [LONG, &[&end]].concat();
     // Of many beats in a row that fail by chance none makes a loss.
-    let site = Site::on(&scene, &bucket, proxy.address(), &words).with_ttl(20);
+    let mut site = Site::on(&scene, &bucket, proxy.address(), ENDLESS).with_ttl(20);
     let mut rng = fastrand::Rng::with_seed(2);
     proxy.set_rule(move |asked| {
         // Not what tries the store out, which would take minutes.
@@ -81,9 +70,9 @@ fn lost_answers_and_conflicts_lose_no_lease_and_hold_none_twice() {
             return Fate::Pass;
         }
         match rng.u32(..10) {
-            0 | 1 => Fate::LoseAnswer,
-            2 => Fate::Refuse(409, "ConditionalRequestConflict"),
-            3 => Fate::Refuse(503, "SlowDown"),
+            0 | 1 => fates[0],
+            2 => fates[1],
+            3 => fates[2],
             _ => Fate::Pass,
         }
     });
@@ -92,31 +81,23 @@ fn lost_answers_and_conflicts_lose_no_lease_and_hold_none_twice() {
     first.says("has the lease");
     let second = site.start("b");
     assert_eq!(second.finish(), NOT_OURS);
-    assert_eq!(first.wait(), COMPLETED, "{}", first.log());
+    first.runs_until("every fate", |_| {
+        bucket.newest_step() > 0 && fates.iter().all(|&fate| proxy.met(fate) > 1)
+    });
+    first.stop();
     assert_eq!(first.attempts(), 1, "{}", first.log());
     assert!(!first.has_said("the lease was taken"), "{}", first.log());
-    for fate in [
-        Fate::LoseAnswer,
-        Fate::Refuse(409, "ConditionalRequestConflict"),
-        Fate::Refuse(503, "SlowDown"),
-    ] {
-        assert!(proxy.met(fate) > 0, "{fate:?}");
-    }
     check_holders(&bucket, &first.own_lines());
-    let same = published_model(&bucket, LAST) == *undisturbed_model(LONG, LAST);
-    assert!(same, "the parameters differ");
+    site.finish(&bucket, "a");
 }
 
 /// For some seconds no condition is answered but by "try again": at the claim, then at a commit.
 #[test]
 fn storms_of_conflicts_pass() {
-    const LAST: u64 = 300;
     const STORM: Duration = Duration::from_secs(4);
     let (scene, bucket) = (Scene::new(), Bucket::new());
     let proxy = Proxy::to(&bucket);
-    let end = format!("--max_iters={LAST}");
-    let words = [LONG, &[&end]].concat();
-    let site = Site::on(&scene, &bucket, proxy.address(), &words);
+    let mut site = Site::on(&scene, &bucket, proxy.address(), ENDLESS);
     let conflict = Fate::Refuse(409, "ConditionalRequestConflict");
     let mut claims_refused = 0;
     proxy.set_rule(move |asked| {
@@ -137,23 +118,23 @@ fn storms_of_conflicts_pass() {
         let stormy = asked.creates && begin.elapsed() < STORM;
         if stormy { conflict } else { Fate::Pass }
     });
-    assert_eq!(agent.wait(), COMPLETED, "{}", agent.log());
+    let published = bucket.newest_step();
+    agent.runs_until("a commit after the storm", |_| {
+        begin.elapsed() > STORM && bucket.newest_step() > published
+    });
+    agent.stop();
     assert!(proxy.met(conflict) > 6, "{}", proxy.met(conflict));
     assert_eq!(agent.attempts(), 1, "{}", agent.log());
     check_holders(&bucket, &agent.own_lines());
-    let same = published_model(&bucket, LAST) == *undisturbed_model(LONG, LAST);
-    assert!(same, "the parameters differ");
+    site.finish(&bucket, "a");
 }
 
 /// Requests that are never answered do not hold up what has a time of its own: the beats.
 #[test]
 fn a_store_that_swallows_requests_is_no_store_that_is_gone() {
-    const LAST: u64 = 300;
     let (scene, bucket) = (Scene::new(), Bucket::new());
     let proxy = Proxy::to(&bucket);
-    let end = format!("--max_iters={LAST}");
-    let words = [LONG, &[&end]].concat();
-    let site = Site::on(&scene, &bucket, proxy.address(), &words);
+    let site = Site::on(&scene, &bucket, proxy.address(), ENDLESS);
     let mut beats = 0;
     proxy.set_rule(move |asked| {
         beats += u32::from(is_beat(asked));
@@ -164,8 +145,10 @@ fn a_store_that_swallows_requests_is_no_store_that_is_gone() {
         }
     });
     let mut agent = site.start("a");
-    assert_eq!(agent.wait(), COMPLETED, "{}", agent.log());
-    assert!(proxy.met(Fate::Swallow) > 0);
+    agent.runs_until("swallowed beats", |_| proxy.met(Fate::Swallow) > 2);
+    let published = bucket.newest_step();
+    agent.runs_until("a commit", |_| bucket.newest_step() > published);
+    agent.stop();
     assert_eq!(agent.attempts(), 1, "{}", agent.log());
     check_holders(&bucket, &agent.own_lines());
 }
