@@ -13,6 +13,8 @@ mod reader;
 
 use reader::{Told, What};
 
+const KILLS: usize = 4;
+
 /// What is shown of each tag, by step; a step twice is a fault.
 fn scalars(scene: &Scene) -> BTreeMap<(String, u64), f32> {
     let mut scalars = BTreeMap::new();
@@ -60,22 +62,29 @@ fn kills_and_resumes_leave_one_picture_of_the_run() {
         "--tensorboard_log",
         "--resume=auto",
         "--checkpoint_interval=1",
-        "--n_embd=64",
-        "--batch_size=32",
-        "--max_iters=15",
+        "--max_iters=1000000",
     ];
-    let mut kills = 0;
-    while kills < 4 && scene.kill_after_events(&words, 8 + kills * 5, 3) {
-        kills += 1;
+    for kill in 0..KILLS {
+        scene.kill_after_events(&words, 8 + kill * 5, 3);
     }
-    scene.train(&words).expect_code(0);
-    assert!(kills >= 2, "only {kills} kills");
-    assert_shows_the_run(&scene, 15, &[0, 10, 15]);
+    // An end between two evaluations, and one after the next of them.
+    let first = scene.checkpoints().last().unwrap() / 10 * 10 + 15;
+    let second = first + 10;
+    let ends = [first, second].map(|end| format!("--max_iters={end}"));
+    let evaluations = |last: u64| (0..last).step_by(10).collect::<Vec<u64>>();
+    scene
+        .train(&[&words[..], &[&ends[0]]].concat())
+        .expect_code(0);
+    assert_shows_the_run(&scene, first, &[evaluations(first), vec![first]].concat());
 
-    // Step 15 is evaluated because it is the last; the run that goes on does not do so again.
-    let longer = [&words[..], &["--max_iters=25", "--sample_tokens=4"]].concat();
+    // The first end is evaluated because it is the last step; the run that goes on does not do so
+    // again.
+    let longer = [&words[..], &[&ends[1], "--sample_tokens=4"]].concat();
     scene.train(&longer).expect_code(0);
-    assert_shows_the_run(&scene, 25, &[0, 10, 15, 20, 25]);
+    let mut evaluations = evaluations(second);
+    evaluations.insert(evaluations.len() - 1, first);
+    evaluations.push(second);
+    assert_shows_the_run(&scene, second, &evaluations);
     let folder = scene.run_dir().tensorboard();
     let texts = |of: &str| {
         let told = reader::shown(&folder).into_iter();
@@ -86,10 +95,10 @@ fn kills_and_resumes_leave_one_picture_of_the_run() {
         texts.collect::<Vec<_>>()
     };
     let samples = texts("sample");
-    assert_eq!((samples.len(), samples[0].0), (1, 25));
+    assert_eq!((samples.len(), samples[0].0), (1, second));
     let (step, config) = texts("config").pop().unwrap();
     assert!(
-        step == 15 && config.contains("max_iters = 25\n"),
+        step == first && config.contains(&format!("max_iters = {second}\n")),
         "{config}"
     );
 
@@ -97,7 +106,7 @@ fn kills_and_resumes_leave_one_picture_of_the_run() {
     let starts = scene.events().into_iter();
     let starts = starts.filter(|event| matches!(event, Event::Started { .. }));
     // A kill may fall between the event and the file.
-    assert!(files.len() > kills && files.len() <= starts.count());
+    assert!(files.len() > KILLS && files.len() <= starts.count());
     for file in &files {
         let told = reader::read(file);
         let version = What::Version("brain.Event:2".to_owned());

@@ -123,26 +123,18 @@ impl Scene {
     }
 
     /// Starts training a tiny model and kills it `milliseconds` after it has reported so many more
-    /// events. False if it came to its end before.
-    pub(crate) fn kill_after_events(
-        &self,
-        words: &[&str],
-        events: usize,
-        milliseconds: u64,
-    ) -> bool {
+    /// events. The run must not end by itself.
+    pub(crate) fn kill_after_events(&self, words: &[&str], events: usize, milliseconds: u64) {
         let before = self.events().len();
         let mut run = self.start(words);
         let child = run.child();
         while self.events().len() < before + events {
-            if child.try_wait().unwrap().is_some() {
-                return false;
-            }
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         }
         std::thread::sleep(Duration::from_millis(milliseconds));
-        let at_work = child.try_wait().unwrap().is_none();
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         child.kill().unwrap();
         child.wait().unwrap();
-        at_work
     }
 
     /// Every event of the run so far that can be read.

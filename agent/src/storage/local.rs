@@ -94,10 +94,10 @@ impl Inner {
         let scratch = self.scratch();
         fs::create_dir_all(&scratch)?;
         for entry in fs::read_dir(&scratch)? {
-            let entry = entry?;
-            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
-            if age.is_ok_and(|age| age > LEFT_OVER_AGE_MAX) {
-                fs::remove_file(entry.path())?;
+            match remove_left_over(&entry?) {
+                // Others are at work there, and clear it as well.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                removed => removed?,
             }
         }
         self.uploads.make_folder()
@@ -408,8 +408,7 @@ fn appear(
     let folder = path.parent().expect("a key is below the root");
     let mut attempt = 1;
     loop {
-        fs::create_dir_all(folder)?;
-        match publish(aside, path) {
+        match fs::create_dir_all(folder).and_then(|()| publish(aside, path)) {
             Err(e) if e.kind() == ErrorKind::NotFound && attempt < FOLDER_ATTEMPTS_MAX => {
                 attempt += 1;
             }
@@ -421,6 +420,14 @@ fn appear(
         if folder == root {
             break;
         }
+    }
+    Ok(())
+}
+
+fn remove_left_over(entry: &fs::DirEntry) -> io::Result<()> {
+    let age = SystemTime::now().duration_since(entry.metadata()?.modified()?);
+    if age.is_ok_and(|age| age > LEFT_OVER_AGE_MAX) {
+        fs::remove_file(entry.path())?;
     }
     Ok(())
 }

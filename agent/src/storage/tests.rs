@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -317,6 +318,31 @@ async fn writers_get_over_folders_that_vanish() {
     }
     writers.join_all().await;
     assert_eq!(store.list("", None, 10).await.unwrap(), []);
+}
+
+/// What others write lies in the store's own folder for a moment, which is cleared by who opens it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_opened_while_others_write_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Local::open(folder.path()).unwrap());
+    let opened = Arc::new(AtomicBool::new(false));
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let (store, opened) = (Arc::clone(&store), Arc::clone(&opened));
+        writers.spawn(async move {
+            while !opened.load(Ordering::Relaxed) {
+                store
+                    .put(&format!("key{writer}"), Bytes::from("x"))
+                    .await
+                    .unwrap();
+            }
+        });
+    }
+    let opens = (0..3000).map(|_| Local::open(folder.path()).err());
+    let faults: Vec<_> = opens.flatten().collect();
+    opened.store(true, Ordering::Relaxed);
+    writers.join_all().await;
+    assert!(faults.is_empty(), "{} of 3000: {}", faults.len(), faults[0]);
 }
 
 #[tokio::test]
