@@ -10,18 +10,14 @@ use super::controls::{last_key, read_controls};
 use super::drills;
 use super::output::{last_attempt, ship};
 use super::power::spent_until_now;
-use super::{
-    Executor, InFlight, Message, PREFIX, Permit, checkpoint_fault, fault, job_fault, new_nonce,
-};
-use crate::checkpoints::{self, CheckpointError, Finding, Published as Outcome, Source, Upload};
+use super::{Executor, Message, PREFIX, checkpoint_fault, fault, job_fault, new_nonce};
+use crate::checkpoints::{self, Finding, Source};
 use crate::clock::Moment;
 use crate::job::{
     BeatRecord, CommitId, FinalRecord, Job, JobError, LeaseReason, StatusEnvelope, VERSION,
 };
 use crate::lease::{self, Claimant, Look, Standing, Terms};
-use crate::state::{
-    Beat, Claim, Event, Fault, LeaseMode, Level, Published, Reason, Restored, Sight, Verdict,
-};
+use crate::state::{Beat, Claim, Event, Fault, LeaseMode, Level, Reason, Restored, Sight, Verdict};
 use crate::status::{self, Extra, LOG_LINES};
 use crate::storage::retry::{Policy, Retry};
 use crate::storage::{Storage, StorageError, probe};
@@ -85,26 +81,7 @@ impl Executor {
                 result,
             } => {
                 self.publishing = None;
-                let result = match result {
-                    Err(CheckpointError::Gone { .. }) => {
-                        return vec![Event::CheckpointGone { epoch, step }];
-                    }
-                    Ok(Outcome::Committed(commit) | Outcome::Already(commit)) => {
-                        self.parent = Some(commit.id());
-                        let bytes = commit.bytes();
-                        Ok(Published { bytes, took })
-                    }
-                    Err(error) => {
-                        let fenced = matches!(error, CheckpointError::NotPermitted { .. });
-                        self.board.unpublished(fenced);
-                        Err(checkpoint_fault(&error))
-                    }
-                };
-                Event::PublishEnded {
-                    epoch,
-                    step,
-                    result,
-                }
+                self.published((epoch, step), took, result)
             }
             Message::Controls(commands, last) => {
                 self.control = Some(last);
@@ -380,30 +357,6 @@ impl Executor {
         })
     }
 
-    pub(super) fn publish(&mut self, epoch: u64, step: u64) {
-        let options = Arc::clone(&self.options);
-        let (kept, permit) = (Arc::clone(&self.upload), Arc::clone(&self.permit));
-        let in_flight = Arc::clone(&self.in_flight);
-        let parent = self.parent;
-        let began = self.options.clock.now();
-        let work = async move {
-            let result = upload(&options, &kept, &in_flight, (epoch, step), parent, &permit).await;
-            Message::Published {
-                epoch,
-                step,
-                took: options.clock.now().since(began),
-                result,
-            }
-        };
-        let cancelled = Message::Event(Event::PublishEnded {
-            epoch,
-            step,
-            result: Err(fault(true, &"cancelled")),
-        });
-        let threads = self.quiet.handle();
-        self.publishing = Some(self.spawn_on(threads, work, Some(cancelled)));
-    }
-
     /// Removes what the policy does not keep and, now and then, what was never finished.
     pub(super) fn prune(&mut self, now: Moment) {
         let options = Arc::clone(&self.options);
@@ -558,46 +511,4 @@ async fn record_end(
             &"the lease was taken while the end was written",
         ))
     }
-}
-
-/// Stages and uploads, going on with what an earlier try has done.
-async fn upload(
-    options: &super::Options,
-    kept: &tokio::sync::Mutex<Option<Upload>>,
-    in_flight: &InFlight,
-    (epoch, step): (u64, u64),
-    parent: Option<CommitId>,
-    permit: &Permit,
-) -> Result<Outcome, checkpoints::CheckpointError> {
-    let mut kept = kept.lock().await;
-    let store = &options.store;
-    let wanted = CommitId { epoch, step };
-    if let Some(old) = kept.take_if(|upload| upload.id() != wanted) {
-        old.close(&**store).await?;
-    }
-    if kept.is_none() {
-        let staged = checkpoints::stage(&options.run_dir, step, &options.transfer).await?;
-        let nonce = new_nonce();
-        in_flight.set(nonce.clone());
-        *kept = Some(Upload::new(
-            &options.job,
-            epoch,
-            nonce,
-            parent,
-            None,
-            staged,
-        ));
-    }
-    let upload = kept.as_mut().expect("put there just now");
-    let allows = || permit.allows();
-    let outcome = upload.run(store, &options.transfer, &allows, &|_| {}).await;
-    if outcome
-        .as_ref()
-        .err()
-        .is_none_or(|error| !checkpoint_fault(error).transient)
-        && let Some(done) = kept.take()
-    {
-        done.close(&**store).await?;
-    }
-    outcome
 }

@@ -11,6 +11,7 @@ mod asks;
 mod local;
 mod quiet;
 mod power;
+mod publish;
 mod show;
 mod trainer;
 

@@ -181,7 +181,11 @@ impl Storage for Memory {
         let entries = found.take(max).map(|(key, stored)| Entry {
             key: key.clone(),
             bytes: stored.bytes.len() as u64,
-            tag: self.lists_tags.then(|| stored.tag()).unwrap_or_default(),
+            tag: if self.lists_tags {
+                stored.tag()
+            } else {
+                String::new()
+            },
             age_s: self.age_s(stored.written),
         });
         Ok(entries.collect())
