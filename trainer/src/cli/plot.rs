@@ -1,7 +1,5 @@
 //! `trainer plot`: the losses of runs over their steps, as one picture, SVG or PNG.
 
-mod png;
-
 use std::path::{Path, PathBuf};
 
 use plotters::coord::Shift;
@@ -137,7 +135,15 @@ fn bitmap(curves: &[Curve], log: bool) -> std::result::Result<Vec<u8>, String> {
     let mut pixels = vec![0; width as usize * height as usize * 3];
     let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
     draw(area, PNG_SCALE, curves, log)?;
-    Ok(png::encode(&pixels, width))
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    let written = encoder.write_header().and_then(|mut rows| {
+        rows.write_image_data(&pixels)?;
+        rows.finish()
+    });
+    written.map_err(|error| error.to_string())?;
+    Ok(file)
 }
 
 /// The whole picture, every length in it times `scale`.
