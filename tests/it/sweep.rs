@@ -269,7 +269,7 @@ fn halving_stops_what_is_not_among_the_best() {
     let words = [
         "--threads=1",
         "--decay_lr=false",
-        "--max_iters=2500",
+        "--max_iters=6000",
         "--eval_interval=100",
         "--log_interval=100",
     ];
@@ -294,7 +294,7 @@ fn halving_stops_what_is_not_among_the_best() {
         let stop = judged
             .map(|path| json(&scene, &path))
             .any(|it| it["verdict"] == "stop");
-        let early = row["step"].as_u64().unwrap() < 2500;
+        let early = row["step"].as_u64().unwrap() < 6000;
         assert_eq!(stop, early, "{row}");
         assert_eq!(row["state"], if stop { "stopped" } else { "completed" });
         stopped += usize::from(stop);
