@@ -6,6 +6,13 @@
 
 namespace emulator {
 
+// IEEE's binary16. GCC knows it by the standard's name on ARM only since 13.
+#ifdef __aarch64__
+using half = __fp16;
+#else
+using half = _Float16;
+#endif
+
 template <class To, class From> To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "as many bits");
     To to;
@@ -24,7 +31,7 @@ struct f16 {
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return emulator::bit_cast<float>(uint32_t(x.bits) << 16); }
-inline float to_float(f16 x) { return static_cast<float>(emulator::bit_cast<_Float16>(x.bits)); }
+inline float to_float(f16 x) { return emulator::bit_cast<emulator::half>(x.bits); }
 
 template <typename T> T from_float(float x);
 template <> inline float from_float<float>(float x) { return x; }
@@ -35,7 +42,7 @@ template <> inline bf16 from_float<bf16>(float x) {
 }
 template <> inline f16 from_float<f16>(float x) {
     if (x != x) return f16{0x7FFF};
-    return f16{emulator::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+    return f16{emulator::bit_cast<uint16_t>(static_cast<emulator::half>(x))};
 }
 
 #define EMULATOR_ARITHMETIC(T)                                                                  \
