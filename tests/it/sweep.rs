@@ -18,7 +18,7 @@ const SWEEP: &str = "store/sweeps/s";
 const PRICE: &str = "--price=3.6";
 /// Short, so that what a killed worker held is soon free.
 const TTL: &str = "--ttl=4s";
-const KILLS: usize = 12;
+const KILLS: usize = 16;
 
 /// A worker at work; killed if the test ends before it.
 struct Worker {
@@ -181,10 +181,10 @@ fn forty_trials_on_four_workers_that_are_killed_have_one_result_each() {
     let mut random = fastrand::Rng::with_seed(7);
     for kill in 1..=KILLS {
         // Bound to what is done, not to time alone: however fast the machine, enough is left to do.
-        wait_until("trials' ends", || ends(&scene) >= 2 * (kill - 1));
+        wait_until("trials' ends", || ends(&scene) >= 3 * (kill - 1) / 2);
         let (begun, pause) = (Instant::now(), Duration::from_millis(random.u64(..300)));
         wait_until("a moment", || {
-            begun.elapsed() >= pause || ends(&scene) >= 2 * kill
+            begun.elapsed() >= pause || ends(&scene) >= 3 * kill / 2
         });
         let i = random.usize(..workers.len());
         assert!(workers[i].is_running(), "{}", workers[i].said());
